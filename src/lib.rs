@@ -1,0 +1,52 @@
+//! # surprisal
+//!
+//! The surprisal of an observation is −log p(x). This crate learns p from data with likelihood-based
+//! generative models and turns surprisal into calibrated anomaly decisions, on its own numerical engine.
+//!
+//! ## The way of the data
+//! ```text
+//! data/  ->  models/  ->  log p(x)  ->  scorers/  ->  calibrate  ->  report/
+//! ```
+//! Below the models lies the engine:
+//! ```text
+//! models/ -> nn/, bijections/, dist/ -> ops/ -> autograd, tensor/ -> cpu/
+//! ```
+//!
+//! ## Letters, units, signs
+//! - `B` batch, `D` features, `H W C` image height, width, channels (channels last, always), `T` time,
+//!   `K` classes, bins or components.
+//! - Log-likelihoods are **nats per example**; bits per dimension (nats / (D ln 2)) appear in reports only.
+//! - Anomaly scores are **higher = more anomalous**, everywhere.
+//!
+//! ## Rooms
+//! | module | what it holds |
+//! |---|---|
+//! | [`data`] | sources (IDX, npy/npz, image folders) and the transforms with their log-determinants |
+//! | [`models`] | one file per model, the [`models::Model`] trait, the `MODELS` registry |
+//! | [`scorers`] | one file per scorer, the [`scorers::Scorer`] trait, the `SCORERS` registry |
+//! | [`calibrate`] | split-conformal p-values and thresholds |
+//! | [`report`] | metrics, tables, the HTML report |
+//! | [`train`] | fitting, optimiser, schedule, EMA, checkpoints |
+//! | [`ops`] | one file per operation: formula, checks, composite, CPU code, gradient, cases |
+//! | [`autograd`], [`tensor`], [`cpu`] | the engine |
+
+pub mod autograd;
+pub mod bijections;
+pub mod calibrate;
+pub mod cli;
+pub mod cpu;
+pub mod data;
+pub mod dist;
+pub mod error;
+pub mod models;
+pub mod nn;
+pub mod ops;
+pub mod random;
+pub mod report;
+pub mod scorers;
+pub mod tensor;
+pub mod testing;
+pub mod train;
+
+pub use error::{Error, ErrorKind, Result};
+pub use tensor::{DType, Tensor};

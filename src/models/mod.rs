@@ -1,0 +1,104 @@
+//! Models: one file each, all behind the trait [`Model`]. `log_prob` is what they are for.
+//!
+//! The likelihood of a model is that of the **data as given** (for images: of the bytes 0..255, in nats per
+//! image), the log-determinants of all preprocessing included.
+
+pub mod autoregressive;
+pub mod flow;
+
+use crate::error::Result;
+use crate::nn::ParamStore;
+use crate::random::Philox;
+use crate::tensor::Tensor;
+
+/// What a number called log-likelihood is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// log p(x) itself.
+    Exact,
+    /// A lower bound on log p(x), or an estimate whose expectation is one.
+    LowerBound,
+    /// log p(x) up to an unknown constant.
+    Unnormalised,
+}
+
+/// Log-likelihoods of a batch.
+#[derive(Debug, Clone)]
+pub struct LogProb {
+    /// (B,) nats per example.
+    pub nats: Tensor,
+    /// What the number is.
+    pub kind: Kind,
+    /// (B, ...) nats per position (pixel, column, step), where the model factorises; they sum to `nats`.
+    pub per_position: Option<Tensor>,
+}
+
+/// A batch of observations.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// (B, ...) u8 or f32, in the units of the data.
+    pub x: Tensor,
+    /// (B,) i32 class labels, for conditional models.
+    pub labels: Option<Tensor>,
+}
+
+impl Batch {
+    /// A batch without labels.
+    pub fn new(x: Tensor) -> Self {
+        Self { x, labels: None }
+    }
+}
+
+/// How to sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampleOptions {
+    /// Scales the noise (flows) or divides the logits (autoregressive): 1 is the model itself.
+    pub temperature: f64,
+    /// The class to sample, for conditional models.
+    pub label: Option<i32>,
+}
+
+impl Default for SampleOptions {
+    fn default() -> Self {
+        Self { temperature: 1.0, label: None }
+    }
+}
+
+/// A likelihood-based generative model.
+pub trait Model: Send + Sync {
+    /// The complete configuration: what [`ModelInfo::build`] needs to make the same model again.
+    fn config(&self) -> serde_json::Value;
+
+    /// The named parameters.
+    fn params(&self) -> &ParamStore;
+
+    /// log p(x) of each example; `rng` serves models whose likelihood is randomised (dequantisation noise).
+    ///
+    /// # Panics
+    /// When the batch's shape is not that of the model.
+    fn log_prob(&self, batch: &Batch, rng: &mut Philox) -> LogProb;
+
+    /// `n` samples in the units of the data, (n, ...) of the data's dtype.
+    fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor>;
+
+    /// Data-dependent initialisation from a first batch; nothing by default.
+    fn init_from(&self, _batch: &Batch, _rng: &mut Philox) {}
+}
+
+/// One line of the registry: a kind of model that can be built from a configuration.
+pub struct ModelInfo {
+    /// The registry's name.
+    pub name: &'static str,
+    /// `autoregressive`, `latent`, `flow` or `energy`.
+    pub family: &'static str,
+    /// One sentence, with the source paper.
+    pub summary: &'static str,
+    /// Named configurations as TOML text (the first is the default).
+    pub presets: &'static [(&'static str, &'static str)],
+    /// Builds the model from a complete configuration with fresh parameters drawn from `rng`.
+    pub build: fn(config: &serde_json::Value, rng: &mut Philox) -> Result<Box<dyn Model>>,
+}
+
+/// All models.
+pub static MODELS: &[&ModelInfo] = &[];

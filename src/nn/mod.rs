@@ -1,0 +1,127 @@
+//! Parameters: shared handles with torch-style dotted names.
+
+use crate::random::Philox;
+use crate::tensor::{DType, Shape, Tensor};
+use std::sync::{Arc, RwLock};
+
+/// A trainable tensor, shared between a model and its optimiser.
+#[derive(Clone)]
+pub struct Param(Arc<RwLock<Tensor>>);
+
+impl Param {
+    /// A parameter with this initial value.
+    pub fn new(value: Tensor) -> Self {
+        Self(Arc::new(RwLock::new(value.requires_grad())))
+    }
+
+    /// The present value, as a leaf of the graph; every call returns the same leaf.
+    pub fn get(&self) -> Tensor {
+        self.0.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Changes the value in place (the memory is copied first if a graph still holds it).
+    pub fn update<R>(&self, f: impl FnOnce(&mut Tensor) -> R) -> R {
+        f(&mut self.0.write().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Replaces the value, keeping the leaf's identity.
+    ///
+    /// # Panics
+    /// When shape or dtype differ.
+    #[track_caller]
+    pub fn set(&self, value: &Tensor) {
+        self.update(|t| {
+            assert_eq!(
+                (t.shape(), t.dtype()),
+                (value.shape(), value.dtype()),
+                "Param::set: shape or dtype differ"
+            );
+            *t = value.detach().with_var(t.var().cloned());
+        });
+    }
+}
+
+/// The named parameters of a model, in order of creation.
+#[derive(Clone, Default)]
+pub struct ParamStore {
+    entries: Vec<(String, Param)>,
+}
+
+impl ParamStore {
+    /// All parameters with their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Param)> {
+        self.entries.iter().map(|(n, p)| (n.as_str(), p))
+    }
+
+    /// The parameter called `name`.
+    pub fn get(&self, name: &str) -> Option<&Param> {
+        self.entries.iter().find(|(n, _)| n == name).map(|(_, p)| p)
+    }
+
+    /// Number of parameter tensors.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Number of scalar parameters.
+    pub fn count(&self) -> usize {
+        self.entries.iter().map(|(_, p)| p.get().len()).sum()
+    }
+}
+
+/// How a parameter starts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Initial {
+    /// All zeros.
+    Zeros,
+    /// All this value.
+    Constant(f64),
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in ±bound.
+    Uniform(f64),
+    /// Uniform in ±1/sqrt(fan_in), as `torch.nn.Linear` and `Conv2d` start (He et al. 2015, a = sqrt 5).
+    FanIn(usize),
+    /// A random orthogonal matrix (square shapes).
+    Orthogonal,
+}
+
+/// Creates named parameters for a model under construction.
+pub struct Init<'a> {
+    store: &'a mut ParamStore,
+    rng: &'a mut Philox,
+    prefix: String,
+    dtype: DType,
+}
+
+impl<'a> Init<'a> {
+    /// Starts at the root of `store`.
+    pub fn new(store: &'a mut ParamStore, rng: &'a mut Philox, dtype: DType) -> Self {
+        Self { store, rng, prefix: String::new(), dtype }
+    }
+
+    /// The same store one level deeper: names start with `name.`.
+    pub fn sub(&mut self, name: impl std::fmt::Display) -> Init<'_> {
+        let prefix = format!("{}{name}.", self.prefix);
+        Init { store: self.store, rng: self.rng, prefix, dtype: self.dtype }
+    }
+
+    /// Creates the parameter `name`.
+    ///
+    /// # Panics
+    /// When the name is taken.
+    #[track_caller]
+    pub fn param(&mut self, name: &str, shape: impl Into<Shape>, initial: Initial) -> Param {
+        let full = format!("{}{name}", self.prefix);
+        assert!(self.store.get(&full).is_none(), "a parameter is called {full} already");
+        let value = self.rng.initial(shape.into(), self.dtype, initial);
+        let param = Param::new(value);
+        self.store.entries.push((full, param.clone()));
+        param
+    }
+}

@@ -1,0 +1,3 @@
+//! Operations: one file each, holding formula, checks, composite, CPU code, gradient and cases.
+
+pub mod binary;

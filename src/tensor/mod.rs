@@ -1,0 +1,254 @@
+//! Tensors: contiguous, row-major, channels last (B, H, W, C), reference counted.
+//!
+//! A [`Tensor`] is a cheap handle: cloning it shares the memory. Operations live in [`crate::ops`] and are
+//! also reachable as methods (`x.add(&y)`, `x.sum(&[1])`, ...); they never write into their inputs.
+
+mod elem;
+mod shape;
+
+pub use elem::{DType, Elem, Float, Plain};
+pub(crate) use elem::{with_float, with_plain};
+pub use shape::{MAX_RANK, Shape};
+
+use crate::autograd::Var;
+use crate::cpu::buffer::Buffer;
+use std::sync::Arc;
+
+/// An n-dimensional array, possibly recorded for differentiation.
+#[derive(Clone)]
+pub struct Tensor {
+    data: Arc<Buffer>,
+    shape: Shape,
+    dtype: DType,
+    var: Option<Var>,
+}
+
+impl Tensor {
+    /// A tensor of `shape` with a copy of `values`.
+    ///
+    /// # Panics
+    /// When the number of values is not the number of elements of `shape`.
+    #[track_caller]
+    pub fn from_slice<T: Plain>(values: &[T], shape: impl Into<Shape>) -> Self {
+        let mut out = NewTensor::<T>::new(shape.into());
+        assert_eq!(
+            values.len(),
+            out.as_mut().len(),
+            "from_slice: {} values for shape {:?}",
+            values.len(),
+            out.shape
+        );
+        out.as_mut().copy_from_slice(values);
+        out.finish()
+    }
+
+    /// A tensor whose elements are `f(0), f(1), ...` in row-major order.
+    pub fn from_fn<T: Plain>(shape: impl Into<Shape>, mut f: impl FnMut(usize) -> T) -> Self {
+        let mut out = NewTensor::<T>::new(shape.into());
+        out.as_mut().iter_mut().enumerate().for_each(|(i, x)| *x = f(i));
+        out.finish()
+    }
+
+    /// A tensor filled with `value`, converted to `dtype`.
+    pub fn full(value: f64, shape: impl Into<Shape>, dtype: DType) -> Self {
+        let shape = shape.into();
+        with_plain!(dtype, T => {
+            let mut out = NewTensor::<T>::new(shape);
+            out.as_mut().fill(<T as Plain>::from_f64(value));
+            out.finish()
+        })
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
+        Self::full(0.0, shape, dtype)
+    }
+
+    /// A tensor of ones.
+    pub fn ones(shape: impl Into<Shape>, dtype: DType) -> Self {
+        Self::full(1.0, shape, dtype)
+    }
+
+    /// A scalar (shape `[]`).
+    pub fn scalar(value: f64, dtype: DType) -> Self {
+        Self::full(value, [], dtype)
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        self.shape.as_slice()
+    }
+
+    /// Sizes as an array: `let [b, h, w, c] = x.dims();` names and checks the rank in one line.
+    ///
+    /// # Panics
+    /// When the rank is not `N`.
+    #[track_caller]
+    pub fn dims<const N: usize>(&self) -> [usize; N] {
+        match self.shape().try_into() {
+            Ok(dims) => dims,
+            Err(_) => panic!("expected a tensor of rank {N}, got shape {:?}", self.shape),
+        }
+    }
+
+    /// Number of dimensions.
+    pub fn rank(&self) -> usize {
+        self.shape().len()
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The elements in row-major order.
+    ///
+    /// # Panics
+    /// When `T` is not the tensor's dtype.
+    #[track_caller]
+    pub fn as_slice<T: Plain>(&self) -> &[T] {
+        assert_eq!(T::DTYPE, self.dtype, "as_slice: the tensor is {:?}", self.dtype);
+        bytemuck::cast_slice((*self.data).as_ref())
+    }
+
+    /// The elements as raw little-endian bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        (*self.data).as_ref()
+    }
+
+    /// A tensor from raw native-endian bytes.
+    ///
+    /// # Panics
+    /// When the byte length is not that of `shape` and `dtype`.
+    #[track_caller]
+    pub fn from_bytes(bytes: &[u8], shape: impl Into<Shape>, dtype: DType) -> Self {
+        let shape = shape.into();
+        assert_eq!(
+            bytes.len(),
+            shape.len() * dtype.size(),
+            "from_bytes: {} bytes for {shape:?} of {dtype:?}",
+            bytes.len()
+        );
+        let mut data = Buffer::uninit(bytes.len());
+        data.as_mut().copy_from_slice(bytes);
+        Self { data: Arc::new(data), shape, dtype, var: None }
+    }
+
+    /// All elements converted to `f64`.
+    pub fn to_f64_vec(&self) -> Vec<f64> {
+        with_plain!(self.dtype, T => self.as_slice::<T>().iter().map(|&x| x.to_f64()).collect())
+    }
+
+    /// The single element as `f64`.
+    ///
+    /// # Panics
+    /// When the tensor has more or less than one element.
+    #[track_caller]
+    pub fn item(&self) -> f64 {
+        assert_eq!(self.len(), 1, "item: the tensor has shape {:?}", self.shape);
+        with_plain!(self.dtype, T => self.as_slice::<T>()[0].to_f64())
+    }
+
+    /// Mutable elements; copies first when the memory is shared. Not recorded: for leaves and buffers only.
+    ///
+    /// # Panics
+    /// When `T` is not the tensor's dtype.
+    #[track_caller]
+    pub fn make_mut<T: Plain>(&mut self) -> &mut [T] {
+        assert_eq!(T::DTYPE, self.dtype, "make_mut: the tensor is {:?}", self.dtype);
+        if Arc::get_mut(&mut self.data).is_none() {
+            let mut copy = Buffer::uninit(self.as_bytes().len());
+            copy.as_mut().copy_from_slice(self.as_bytes());
+            self.data = Arc::new(copy);
+        }
+        let buffer = Arc::get_mut(&mut self.data).expect("the memory was just made unique");
+        bytemuck::cast_slice_mut(buffer.as_mut())
+    }
+
+    /// The same memory under another shape of equal length, unrecorded; the recorded op is `reshape`.
+    #[track_caller]
+    pub(crate) fn with_shape(&self, shape: Shape) -> Self {
+        assert_eq!(shape.len(), self.len(), "reshape: {:?} to {shape:?}", self.shape);
+        Self { data: self.data.clone(), shape, dtype: self.dtype, var: None }
+    }
+
+    /// The same values, cut off from the recorded graph.
+    pub fn detach(&self) -> Self {
+        Self { var: None, ..self.clone() }
+    }
+
+    /// A leaf with the same values: gradients can be asked with respect to it.
+    pub fn requires_grad(&self) -> Self {
+        Self { var: Some(Var::leaf()), ..self.clone() }
+    }
+
+    /// The place in the recorded graph, if any.
+    pub fn var(&self) -> Option<&Var> {
+        self.var.as_ref()
+    }
+
+    pub(crate) fn with_var(mut self, var: Option<Var>) -> Self {
+        self.var = var;
+        self
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let values = self.to_f64_vec();
+        let shown = &values[..values.len().min(8)];
+        write!(
+            f,
+            "Tensor({:?}, {:?}, {shown:?}{})",
+            self.dtype,
+            self.shape,
+            if values.len() > 8 { " ..." } else { "" }
+        )
+    }
+}
+
+/// A tensor being written: the only way in which kernels produce output.
+///
+/// Its content is arbitrary until written (poisoned under [`crate::cpu::buffer::guard`]).
+pub struct NewTensor<T: Plain> {
+    data: Buffer,
+    shape: Shape,
+    elem: std::marker::PhantomData<T>,
+}
+
+impl<T: Plain> NewTensor<T> {
+    /// Room for a tensor of `shape`.
+    pub fn new(shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        let data = Buffer::uninit(shape.len() * std::mem::size_of::<T>());
+        Self { data, shape, elem: std::marker::PhantomData }
+    }
+
+    /// Room for a tensor of `shape`, zeroed.
+    pub fn zeroed(shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        let data = Buffer::zeroed(shape.len() * std::mem::size_of::<T>());
+        Self { data, shape, elem: std::marker::PhantomData }
+    }
+
+    /// The finished tensor, unrecorded.
+    pub fn finish(self) -> Tensor {
+        Tensor { data: Arc::new(self.data), shape: self.shape, dtype: T::DTYPE, var: None }
+    }
+}
+
+impl<T: Plain> AsMut<[T]> for NewTensor<T> {
+    fn as_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(self.data.as_mut())
+    }
+}
