@@ -38,6 +38,7 @@ pub mod cpu;
 pub mod data;
 pub mod dist;
 pub mod error;
+pub mod files;
 pub mod models;
 pub mod nn;
 pub mod ops;
