@@ -1,0 +1,265 @@
+//! Blocks, threads and the order of sums around the micro-kernels.
+//!
+//! B is packed whole, once, in blocks of k; then every task owns some rows (and columns) of C and runs through
+//! all of k, so nobody waits for anybody. Long products with a small C are cut along k into chunks whose number
+//! depends on the sizes alone; their results are added in order.
+
+use super::kernel::{Kernels, Tile, Word};
+use super::pack::{Operand, Right, left};
+use super::{Act, activate};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::simd::Isa;
+use crate::tensor::Float;
+use rayon::prelude::*;
+
+/// Multiply-adds below which a product stays on its thread.
+const SERIAL: usize = 1 << 19;
+/// Longest block of k: a panel of two vectors stays in the first-level cache.
+const KC: usize = 256;
+/// Rows of a task's block of A: it stays in the second-level cache.
+const MC: usize = 192;
+/// Columns of a task.
+const NC: usize = 1024;
+
+/// A pointer that tasks share; each touches its own part.
+pub(crate) struct Shared<T>(pub *mut T);
+// SAFETY: a plain address; the tasks that use it write to disjoint parts.
+unsafe impl<T> Sync for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Shared<T> {}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The part of `len` elements from `at`.
+    ///
+    /// # Safety
+    /// The part lies in the memory and nobody else touches it during `'a`.
+    pub(crate) unsafe fn slice<'a>(&self, at: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+}
+
+/// C with what happens to it on the way: C = act(alpha A B + C? + bias + residual), gated.
+pub(crate) struct Out<'a, T> {
+    pub c: Shared<T>,
+    pub ld: usize,
+    pub alpha: f64,
+    pub accumulate: bool,
+    pub bias: Option<&'a [T]>,
+    pub residual: Option<&'a [T]>,
+    pub gate: Option<&'a [T]>,
+    pub act: Act,
+}
+
+/// Calls `f(0..n)`, in parallel when asked and possible.
+pub(crate) fn each(parallel: bool, n: usize, f: &(dyn Fn(usize) + Sync)) {
+    if parallel && n > 1 && rayon::current_num_threads() > 1 {
+        (0..n).into_par_iter().with_max_len(1).for_each(f);
+    } else {
+        (0..n).for_each(f);
+    }
+}
+
+/// The blocks of k: equal, at most 1.5 KC long, in whole eights.
+fn k_blocks(k0: usize, k1: usize) -> impl Iterator<Item = (usize, usize)> {
+    let k = k1 - k0;
+    let size = if k <= KC + KC / 2 { k.max(1) } else { k.div_ceil(k.div_ceil(KC)).next_multiple_of(8) };
+    (k0..k1.max(k0 + 1)).step_by(size).map(move |at| (at, size.min(k1 - at)))
+}
+
+/// A product of m x k words by k x n words.
+pub(crate) struct Product<'a, W> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: Operand<'a, W>,
+    pub b: Operand<'a, W>,
+    pub isa: Isa,
+}
+
+impl<'a, W: Word> Product<'a, W> {
+    /// Runs the product.
+    ///
+    /// # Safety
+    /// `out.c` holds m rows of n columns `out.ld` apart that nobody else touches; bias holds n numbers,
+    /// residual and gate hold rows as C.
+    pub(crate) unsafe fn run(&self, out: &Out<'_, W::Acc>) {
+        let (m, n, k) = (self.m, self.n, self.k);
+        if m == 0 || n == 0 {
+            return;
+        }
+        let parallel = m * n * k >= SERIAL;
+        let chunks = (k / 1024).min(16);
+        if parallel && m * n <= 1 << 16 && k >= 4096 && k >= 8 * m.max(n) {
+            // SAFETY: the caller's promise.
+            unsafe { self.split(chunks, out) }
+        } else {
+            let rights = self.rights(0, k, parallel);
+            // SAFETY: the caller's promise.
+            unsafe { self.rows(&rights, parallel, out) }
+        }
+    }
+
+    /// B, packed for steps `k0..k1`.
+    pub(super) fn rights(&self, k0: usize, k1: usize, parallel: bool) -> Vec<Right<'a, W>> {
+        let kernels = W::kernels(self.isa);
+        let many = parallel && (k1 - k0) * self.n > 1 << 16;
+        k_blocks(k0, k1)
+            .map(|block| Right::new(&self.b, block, self.n, self.m, kernels, |n, f| each(many, n, f)))
+            .collect()
+    }
+
+    /// All rows of C against packed B.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    unsafe fn rows(&self, rights: &[Right<'_, W>], parallel: bool, out: &Out<'_, W::Acc>) {
+        // Whole tiles of twelve rows, spread evenly over the blocks.
+        let tiles = self.m.div_ceil(12);
+        let most = if parallel { (self.m / 8).clamp(48, MC) } else { MC };
+        let blocks = self.m.div_ceil(most).min(tiles);
+        let panels = rights[0].panels();
+        let mut groups = self.n.div_ceil(NC);
+        if parallel && blocks < 8 {
+            groups = groups.max((8 / blocks).min(panels));
+        }
+        each(parallel, blocks * groups, &|task| {
+            let (i, g) = (task / groups, task % groups);
+            let (r0, r1) = (i * tiles / blocks * 12, ((i + 1) * tiles / blocks * 12).min(self.m));
+            let panels = g * panels / groups..(g + 1) * panels / groups;
+            // SAFETY: the caller's promise; tasks own disjoint rows or columns.
+            unsafe { self.block(rights, (r0, r1 - r0), panels, out) }
+        });
+    }
+
+    /// Rows `r0..r0 + rows` of C in the columns of `panels`, through all of k.
+    ///
+    /// # Safety
+    /// As [`Self::run`] for this part of C.
+    pub(super) unsafe fn block(
+        &self,
+        rights: &[Right<'_, W>],
+        (r0, rows): (usize, usize),
+        panels: std::ops::Range<usize>,
+        out: &Out<'_, W::Acc>,
+    ) {
+        if rows == 0 {
+            return;
+        }
+        let kernels: &Kernels = W::kernels(self.isa);
+        let (word, acc) = (size_of::<W>(), size_of::<W::Acc>());
+        let mut buffer = None;
+        let simple = matches!(out.act, Act::None | Act::Relu);
+        for (kb, right) in rights.iter().enumerate() {
+            let a = left(&self.a, (r0, rows), (right.k0, right.kc), rights.len() == 1, &mut buffer);
+            let last = kb + 1 == rights.len();
+            for p in panels.clone() {
+                let (col, vectors, b, b_step) = right.panel(p);
+                let cols = (self.n - col).min(vectors * kernels.lanes);
+                let mut at = 0;
+                for &(height, kernel) in kernels.by_vectors[vectors - 1] {
+                    while rows - at >= height {
+                        let corner = (r0 + at) * out.ld + col;
+                        let aside = |x: Option<&[W::Acc]>, on: bool, at: usize| match x {
+                            Some(x) if on => x[at..].as_ptr().cast(),
+                            _ => std::ptr::null(),
+                        };
+                        let tile = Tile {
+                            k: right.kc,
+                            a: a.data.as_ptr().wrapping_add(at * a.row).cast(),
+                            a_row: a.row * word,
+                            a_step: a.step * word,
+                            b: b.as_ptr().cast(),
+                            b_step: b_step * word,
+                            // SAFETY: the corner lies in C by the caller's promise.
+                            c: unsafe { out.c.0.add(corner) }.cast(),
+                            c_row: out.ld * acc,
+                            cols,
+                            alpha: out.alpha,
+                            accumulate: out.accumulate || kb > 0,
+                            bias: aside(out.bias, last, col),
+                            residual: aside(out.residual, last, corner),
+                            gate: aside(out.gate, last && simple, corner),
+                            relu: last && out.act == Act::Relu,
+                        };
+                        // SAFETY: the table belongs to an instruction set of this machine; `left`, `panel` and
+                        // the caller's promise provide the memory.
+                        unsafe { kernel(&tile) };
+                        at += height;
+                    }
+                }
+                if last && !simple {
+                    for r in r0..r0 + rows {
+                        let at = r * out.ld + col;
+                        // SAFETY: this part of C is ours.
+                        let c = unsafe { out.c.slice(at, cols) };
+                        activate(out.act, c, out.gate.map(|g| &g[at..at + cols]));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The sum over chunks of k, each chunk into its own C.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    unsafe fn split(&self, chunks: usize, out: &Out<'_, W::Acc>) {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let mut parts = Buffer::uninit(chunks * m * n * size_of::<W::Acc>());
+        let parts: &mut [W::Acc] = bytemuck::cast_slice_mut(parts.as_mut());
+        let shared = Shared(parts.as_mut_ptr());
+        each(true, chunks, &|i| {
+            let bound = |i: usize| (i * k / chunks).next_multiple_of(8).min(k);
+            let rights = self.rights(bound(i), bound(i + 1), false);
+            // SAFETY: chunk i owns part i.
+            let c = Shared(unsafe { shared.slice(i * m * n, m * n) }.as_mut_ptr());
+            let plain = Out {
+                c,
+                ld: n,
+                alpha: out.alpha,
+                accumulate: false,
+                bias: None,
+                residual: None,
+                gate: None,
+                act: Act::None,
+            };
+            for r0 in (0..m).step_by(MC) {
+                // SAFETY: as above.
+                unsafe { self.block(&rights, (r0, MC.min(m - r0)), 0..rights[0].panels(), &plain) };
+            }
+        });
+        let parts: &[W::Acc] = parts;
+        each(m * n >= 1 << 13, m, &|r| {
+            // SAFETY: every row of C is visited once.
+            let c = unsafe { out.c.slice(r * out.ld, n) };
+            let (first, rest) = parts.split_at(m * n);
+            let first = &first[r * n..(r + 1) * n];
+            if out.accumulate {
+                c.iter_mut().zip(first).for_each(|(c, x)| *c += *x);
+            } else {
+                c.copy_from_slice(first);
+            }
+            for part in rest.chunks(m * n) {
+                c.iter_mut().zip(&part[r * n..(r + 1) * n]).for_each(|(c, x)| *c += *x);
+            }
+            let at = r * out.ld;
+            add(c, out.bias);
+            add(c, out.residual.map(|x| &x[at..at + n]));
+            activate(out.act, c, out.gate.map(|g| &g[at..at + n]));
+        });
+    }
+}
+
+fn add<T: Float>(c: &mut [T], x: Option<&[T]>) {
+    if let Some(x) = x {
+        c.iter_mut().zip(x).for_each(|(c, x)| *c += *x);
+    }
+}

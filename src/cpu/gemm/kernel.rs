@@ -1,0 +1,187 @@
+//! The micro-kernel: one small tile of C in registers, the same code for every instruction set.
+//!
+//! A tile is MR rows by NV vectors of columns. Per step of k it loads NV vectors of B and broadcasts MR words
+//! of A, each wherever its strides say, so neither operand needs to be packed to be read. Every element of C
+//! is one chain of fused multiply-adds over k, whatever the tile, so its bits do not depend on the tiling.
+
+use crate::cpu::simd::Isa;
+use crate::tensor::{Float, Plain};
+
+/// A vector register of accumulators.
+pub(super) trait Lanes {
+    /// The type of one lane.
+    type Acc: Float;
+    /// The register.
+    type V: Copy;
+    /// Lanes in a register.
+    const LANES: usize;
+    /// All lanes equal to `x`.
+    unsafe fn splat(x: Self::Acc) -> Self::V;
+    /// The first `n <= LANES` lanes from memory.
+    unsafe fn load(p: *const Self::Acc, n: usize) -> Self::V;
+    /// The first `n <= LANES` lanes to memory.
+    unsafe fn store(p: *mut Self::Acc, n: usize, v: Self::V);
+    /// a + b.
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// a * b.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// v where g > 0 (or g is NaN), else 0.
+    unsafe fn gate(v: Self::V, g: Self::V) -> Self::V;
+}
+
+/// The inner product step on words: a word is one number, or a pair of bf16 numbers adjacent in k.
+pub(super) trait Dot {
+    /// Accumulators.
+    type L: Lanes;
+    /// What one step of k reads.
+    type Word: Copy;
+    /// A register of words.
+    type W: Copy;
+    /// LANES words from memory.
+    unsafe fn words(p: *const Self::Word) -> Self::W;
+    /// One word from memory in every lane.
+    unsafe fn spread(p: *const Self::Word) -> Self::W;
+    /// acc + a * b.
+    unsafe fn dot(acc: <Self::L as Lanes>::V, a: Self::W, b: Self::W) -> <Self::L as Lanes>::V;
+}
+
+/// What a micro-kernel needs to know; pointers are to the tile's corner, strides in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Steps (words of k).
+    pub k: usize,
+    pub a: *const u8,
+    pub a_row: usize,
+    pub a_step: usize,
+    pub b: *const u8,
+    pub b_step: usize,
+    pub c: *mut u8,
+    pub c_row: usize,
+    /// Valid columns of the tile.
+    pub cols: usize,
+    pub alpha: f64,
+    /// Add to C (after the first block of k, or beta = 1).
+    pub accumulate: bool,
+    /// Null when absent or when this is not the last block of k; rows as in C.
+    pub bias: *const u8,
+    pub residual: *const u8,
+    pub gate: *const u8,
+    pub relu: bool,
+}
+
+/// A micro-kernel.
+pub(crate) type Kernel = unsafe fn(&Tile);
+
+/// The micro-kernels of an instruction set for one kind of word: for 1, 2 and 3 vectors of columns, pairs of
+/// (rows, kernel), tallest first and ending with one row.
+pub(crate) struct Kernels {
+    pub lanes: usize,
+    pub by_vectors: [&'static [(usize, Kernel)]; 3],
+}
+
+/// Words with their kernels.
+pub(crate) trait Word: bytemuck::Pod + Send + Sync {
+    /// The type of C.
+    type Acc: Float;
+    /// The kernels for `isa`.
+    fn kernels(isa: Isa) -> &'static Kernels;
+}
+
+/// The tile algorithm.
+///
+/// # Safety
+/// The instruction set of `D` must be there, and the tile's pointers and strides must describe memory that
+/// holds MR rows of A, k rows of NV full vectors of B, and MR rows of `cols` columns of C and its companions,
+/// with (NV-1) * LANES < cols <= NV * LANES.
+#[inline(always)]
+pub(super) unsafe fn tile<D: Dot, const MR: usize, const NV: usize>(t: &Tile) {
+    type V<D> = <<D as Dot>::L as Lanes>::V;
+    type Acc<D> = <<D as Dot>::L as Lanes>::Acc;
+    let lanes = <D::L as Lanes>::LANES;
+    // SAFETY: the caller's promise covers every access below.
+    unsafe {
+        let mut acc: [[V<D>; NV]; MR] = [[D::L::splat(Acc::<D>::from_f64(0.0)); NV]; MR];
+        // One pointer per four rows and two strides keep the addresses in registers.
+        let (r1, r3) = (t.a_row, 3 * t.a_row);
+        let mut a = [t.a; 6];
+        for g in 1..MR.div_ceil(4) {
+            a[g] = a[g - 1].add(4 * r1);
+        }
+        let mut b = t.b;
+        for _ in 0..t.k {
+            let mut bv = [D::words(b.cast()); NV];
+            for j in 1..NV {
+                bv[j] = D::words(b.cast::<D::Word>().add(j * lanes));
+            }
+            for i in 0..MR {
+                let p = a[i / 4];
+                let p = match i % 4 {
+                    0 => p,
+                    1 => p.add(r1),
+                    2 => p.add(2 * r1),
+                    _ => p.add(r3),
+                };
+                let av = D::spread(p.cast());
+                for j in 0..NV {
+                    acc[i][j] = D::dot(acc[i][j], av, bv[j]);
+                }
+            }
+            for g in 0..MR.div_ceil(4) {
+                a[g] = a[g].add(t.a_step);
+            }
+            b = b.add(t.b_step);
+        }
+        for j in 0..NV {
+            let n = if j + 1 < NV { lanes } else { t.cols - (NV - 1) * lanes };
+            let at = j * lanes * size_of::<Acc<D>>();
+            for i in 0..MR {
+                let at = at + i * t.c_row;
+                let mut v = acc[i][j];
+                if t.alpha != 1.0 {
+                    v = D::L::mul(v, D::L::splat(Acc::<D>::from_f64(t.alpha)));
+                }
+                if t.accumulate {
+                    v = D::L::add(v, D::L::load(t.c.add(at).cast(), n));
+                }
+                if !t.bias.is_null() {
+                    v = D::L::add(v, D::L::load(t.bias.cast::<Acc<D>>().add(j * lanes), n));
+                }
+                if !t.residual.is_null() {
+                    v = D::L::add(v, D::L::load(t.residual.add(at).cast(), n));
+                }
+                if t.relu {
+                    v = D::L::gate(v, v);
+                }
+                if !t.gate.is_null() {
+                    v = D::L::gate(v, D::L::load(t.gate.add(at).cast(), n));
+                }
+                D::L::store(t.c.add(at).cast(), n, v);
+            }
+        }
+    }
+}
+
+/// Defines the kernels of `$dot` as a static table, each compiled with `$features`.
+macro_rules! kernels {
+    ($name:ident, $dot:ty, $(#[$feature:meta])? [$($m1:literal)*] [$($m2:literal)*] [$($m3:literal)*]) => {
+        pub(super) static $name: $crate::cpu::gemm::kernel::Kernels = {
+            use $crate::cpu::gemm::kernel::{Dot, Kernels, Lanes, Tile, tile};
+            /// # Safety
+            /// As [`tile`].
+            $(#[$feature])?
+            unsafe fn run<const MR: usize, const NV: usize>(t: &Tile) {
+                // SAFETY: the caller's promise, and the attribute above enables the instructions.
+                unsafe { tile::<$dot, MR, NV>(t) }
+            }
+            Kernels {
+                lanes: <<$dot as Dot>::L as Lanes>::LANES,
+                by_vectors: [
+                    &[$(($m1, run::<$m1, 1>)),*],
+                    &[$(($m2, run::<$m2, 2>)),*],
+                    &[$(($m3, run::<$m3, 3>)),*],
+                ],
+            }
+        };
+    };
+}
+pub(super) use kernels;
