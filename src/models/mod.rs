@@ -4,12 +4,16 @@
 //! image), the log-determinants of all preprocessing included.
 
 pub mod autoregressive;
+pub mod config;
+pub mod container;
+pub mod file;
 pub mod flow;
 
-use crate::error::Result;
+use crate::data::Dataset;
+use crate::error::{Error, ErrorKind, Result};
 use crate::nn::ParamStore;
 use crate::random::Philox;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// What a number called log-likelihood is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -50,6 +54,46 @@ impl Batch {
     }
 }
 
+/// What a model takes: the command line holds files against it before a model sees their content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// The shape of one example, for images `[H, W, C]`.
+    pub shape: Vec<usize>,
+    /// The dtypes that it models, its own first.
+    pub dtypes: &'static [DType],
+    /// Number of classes, for models conditioned on a label in `0..classes`.
+    pub classes: Option<usize>,
+}
+
+impl Input {
+    /// Whether `data` can be modelled.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`] naming the data set, what it holds and what was expected.
+    pub fn check(&self, data: &Dataset) -> Result<()> {
+        let fail = |message: String| Err(Error::new(ErrorKind::Data, format!("{}: {message}", data.name)));
+        let (shape, dtype) = (data.values.shape(), data.values.dtype());
+        if shape.first().is_none_or(|&n| n == 0) {
+            return fail("there are no examples".into());
+        }
+        if shape[1..] != self.shape || !self.dtypes.contains(&dtype) {
+            let (found, wanted) = (&shape[1..], &self.shape);
+            let dtypes = self.dtypes.iter().map(|d| format!("{d:?}")).collect::<Vec<_>>().join(" or ");
+            return fail(format!("examples are {dtype:?} {found:?}; the model expects {dtypes} {wanted:?}"));
+        }
+        let Some(classes) = self.classes else { return Ok(()) };
+        let Some(labels) = &data.labels else {
+            return fail(format!("no labels; the model is conditioned on {classes} classes"));
+        };
+        match labels.iter().position(|&l| l < 0 || l as usize >= classes) {
+            Some(row) => {
+                fail(format!("row {row} has label {}; the model has classes 0..{classes}", labels[row]))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// How to sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampleOptions {
@@ -67,8 +111,12 @@ impl Default for SampleOptions {
 
 /// A likelihood-based generative model.
 pub trait Model: Send + Sync {
-    /// The complete configuration: what [`ModelInfo::build`] needs to make the same model again.
+    /// The complete configuration: what [`ModelInfo::build`] needs to make the same model again; an object without
+    /// the model's name.
     fn config(&self) -> serde_json::Value;
+
+    /// What it takes.
+    fn input(&self) -> Input;
 
     /// The named parameters.
     fn params(&self) -> &ParamStore;
@@ -94,11 +142,16 @@ pub struct ModelInfo {
     pub family: &'static str,
     /// One sentence, with the source paper.
     pub summary: &'static str,
-    /// Named configurations as TOML text (the first is the default).
+    /// Named configurations as TOML text (the first is the default). A preset names every key that `build` reads;
+    /// the example's shape is called `shape`. A table `[train]` overrides [`crate::train::FitOptions`].
     pub presets: &'static [(&'static str, &'static str)],
-    /// Builds the model from a complete configuration with fresh parameters drawn from `rng`.
+    /// Builds the model from a complete configuration with fresh parameters drawn from `rng`. The configuration may
+    /// come from a damaged file: impossible values are errors, never panics.
     pub build: fn(config: &serde_json::Value, rng: &mut Philox) -> Result<Box<dyn Model>>,
 }
+
+/// A list of models, [`MODELS`] or a test's own.
+pub type Registry<'a> = &'a [&'static ModelInfo];
 
 /// All models.
 pub static MODELS: &[&ModelInfo] = &[];

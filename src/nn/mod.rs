@@ -2,6 +2,7 @@
 
 use crate::random::Philox;
 use crate::tensor::{DType, Shape, Tensor};
+use std::cell::Cell;
 use std::sync::{Arc, RwLock};
 
 /// A trainable tensor, shared between a model and its optimiser.
@@ -91,6 +92,28 @@ pub enum Initial {
     Orthogonal,
 }
 
+thread_local! {
+    /// How many more scalar parameters may be created, when that is limited.
+    static ROOM: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Unwinds out of a construction that has run out of room.
+struct NoRoom;
+
+/// Runs `build`, which may create at most `scalars` scalar parameters; `None` when it asked for more.
+///
+/// A file's configuration can ask for any size; this bounds the memory by what the file holds.
+pub(crate) fn within<R>(scalars: usize, build: impl FnOnce() -> R) -> Option<R> {
+    let before = ROOM.replace(Some(scalars));
+    let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(build));
+    ROOM.set(before);
+    match built {
+        Ok(built) => Some(built),
+        Err(cause) if cause.is::<NoRoom>() => None,
+        Err(cause) => std::panic::resume_unwind(cause),
+    }
+}
+
 /// Creates named parameters for a model under construction.
 pub struct Init<'a> {
     store: &'a mut ParamStore,
@@ -119,7 +142,15 @@ impl<'a> Init<'a> {
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>, initial: Initial) -> Param {
         let full = format!("{}{name}", self.prefix);
         assert!(self.store.get(&full).is_none(), "a parameter is called {full} already");
-        let value = self.rng.initial(shape.into(), self.dtype, initial);
+        let shape = shape.into();
+        if let Some(room) = ROOM.get() {
+            let len = shape.as_slice().iter().try_fold(1, |n: usize, &d| n.checked_mul(d));
+            match len.and_then(|len| room.checked_sub(len)) {
+                Some(left) => ROOM.set(Some(left)),
+                None => std::panic::resume_unwind(Box::new(NoRoom)),
+            }
+        }
+        let value = self.rng.initial(shape, self.dtype, initial);
         let param = Param::new(value);
         self.store.entries.push((full, param.clone()));
         param

@@ -1,0 +1,129 @@
+//! How to train: everything that decides the result, settable from TOML and the command line.
+
+use super::schedule::Schedule;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::file::Meta;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The settings of a training run. With the data they determine every bit of the result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FitOptions {
+    /// Passes over the training examples.
+    pub epochs: u64,
+    /// Number of steps; stands in for `epochs` when given.
+    pub steps: Option<u64>,
+    /// Examples per step.
+    pub batch: usize,
+    /// Learning rate of Adam.
+    pub lr: f64,
+    /// Decay rates of Adam's first and second moment.
+    pub betas: [f64; 2],
+    /// The small number in Adam's denominator.
+    pub eps: f64,
+    /// The factor on the learning rate over time.
+    pub schedule: Schedule,
+    /// Decoupled weight decay (AdamW, Loshchilov & Hutter 2019): w −= lr · weight_decay · w.
+    pub weight_decay: f64,
+    /// L2 penalty: l2 · |w|² / 2 is added to the loss in nats per example, so l2 · w to the gradient.
+    pub l2: f64,
+    /// Largest global norm of the gradient; larger ones are scaled down to it.
+    pub clip: Option<f64>,
+    /// Decay of an exponential moving average of the weights, which is then what is evaluated and kept.
+    pub ema: Option<f64>,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// The part of the examples that is set aside for validation and calibration.
+    pub validation: f64,
+    /// Stop after so many epochs without a better validation.
+    pub patience: Option<u64>,
+    /// Examples per evaluation batch.
+    pub eval_batch: usize,
+    /// Probability that a byte of the input is replaced by a random one (background models, Ren et al. 2019).
+    pub mutation: f64,
+    /// Steps between checkpoints; 0 writes them at the ends of epochs only.
+    pub checkpoint_every: u64,
+    /// Where checkpoints go; none are written without it.
+    #[serde(skip)]
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// Where checkpoints go and what the model file says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoints {
+    /// The folder of `model.safetensors` and `optimiser.safetensors`.
+    pub dir: PathBuf,
+    /// The description of the model.
+    pub meta: Meta,
+    /// Whether to continue from the checkpoint in `dir`.
+    pub resume: bool,
+}
+
+impl Default for FitOptions {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            steps: None,
+            batch: 32,
+            lr: 1e-3,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            schedule: Schedule::default(),
+            weight_decay: 0.0,
+            l2: 0.0,
+            clip: None,
+            ema: None,
+            seed: 0,
+            validation: 0.1,
+            patience: None,
+            eval_batch: 64,
+            mutation: 0.0,
+            checkpoint_every: 0,
+            checkpoints: None,
+        }
+    }
+}
+
+impl FitOptions {
+    /// Whether every setting is possible.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] naming the setting and what was expected.
+    pub fn check(&self) -> Result<()> {
+        let unit = |x: f64| (0.0..1.0).contains(&x);
+        let at_least_zero = |x: f64| x >= 0.0 && x.is_finite();
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let rules = [
+            (self.batch > 0, "batch", "at least 1"),
+            (self.eval_batch > 0, "eval_batch", "at least 1"),
+            (self.steps.unwrap_or(self.epochs) > 0, "epochs or steps", "at least 1"),
+            (positive(self.lr), "lr", "a number above 0"),
+            (self.betas.iter().all(|&b| unit(b)), "betas", "two numbers in [0, 1)"),
+            (positive(self.eps), "eps", "a number above 0"),
+            (at_least_zero(self.weight_decay), "weight_decay", "a number of at least 0"),
+            (at_least_zero(self.l2), "l2", "a number of at least 0"),
+            (self.clip.is_none_or(positive), "clip", "a number above 0"),
+            (self.ema.is_none_or(unit), "ema", "a number in [0, 1)"),
+            (unit(self.validation), "validation", "a fraction in [0, 1)"),
+            ((0.0..=1.0).contains(&self.mutation), "mutation", "a probability"),
+            (positive(self.schedule.rate), "schedule.rate", "a number above 0"),
+            (self.schedule.every > 0, "schedule.every", "at least 1"),
+            ((0.0..=1.0).contains(&self.schedule.floor), "schedule.floor", "a factor in [0, 1]"),
+        ];
+        match rules.iter().find(|(ok, ..)| !ok) {
+            Some((_, key, wanted)) => {
+                Err(Error::new(ErrorKind::Usage, format!("train.{key}: expected {wanted}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// (examples per step, steps per epoch, steps) for `n` training examples. Examples that do not fill a batch are
+    /// left out of an epoch; the order changes with every epoch.
+    pub fn plan(&self, n: usize) -> (usize, u64, u64) {
+        let batch = self.batch.min(n).max(1);
+        let per_epoch = (n / batch).max(1) as u64;
+        (batch, per_epoch, self.steps.unwrap_or(self.epochs.saturating_mul(per_epoch)))
+    }
+}
