@@ -1,0 +1,127 @@
+//! Examples in memory.
+
+use crate::tensor::{DType, Tensor};
+use std::ops::Range;
+
+/// Named examples of one shape, in memory.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// Where it came from, short enough for a table.
+    pub name: String,
+    /// (N, ...): images are (N, H, W, C) u8, tables (N, D) f32 or f64.
+    pub values: Tensor,
+    /// (N,) class labels, if known.
+    pub labels: Option<Vec<i32>>,
+}
+
+impl Dataset {
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.values.shape()[0]
+    }
+
+    /// Whether there are no examples.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shape of one example, for images `[H, W, C]`.
+    pub fn example_shape(&self) -> &[usize] {
+        &self.values.shape()[1..]
+    }
+
+    /// Numbers per example: the `dims` of bits per dimension.
+    pub fn dims(&self) -> usize {
+        self.example_shape().iter().product()
+    }
+
+    /// The examples at `indices`, in that order.
+    ///
+    /// # Panics
+    /// When an index is out of range.
+    #[track_caller]
+    pub fn select(&self, indices: &[usize]) -> Self {
+        let row = self.dims() * self.values.dtype().size();
+        let bytes = self.values.as_bytes();
+        let mut picked = Vec::with_capacity(indices.len() * row);
+        for &i in indices {
+            assert!(i < self.len(), "select: example {i} of {}", self.len());
+            picked.extend_from_slice(&bytes[i * row..(i + 1) * row]);
+        }
+        let labels = self.labels.as_ref().map(|labels| indices.iter().map(|&i| labels[i]).collect());
+        Self { name: self.name.clone(), values: self.shaped(&picked, indices.len()), labels }
+    }
+
+    /// The first `n` examples (all, when there are fewer).
+    pub fn take(&self, n: usize) -> Self {
+        let n = n.min(self.len());
+        Self {
+            name: self.name.clone(),
+            values: self.rows(0..n),
+            labels: self.labels.as_ref().map(|labels| labels[..n].to_vec()),
+        }
+    }
+
+    /// The values of a range of examples.
+    ///
+    /// # Panics
+    /// When the range is out of bounds.
+    #[track_caller]
+    pub fn rows(&self, range: Range<usize>) -> Tensor {
+        assert!(range.start <= range.end && range.end <= self.len(), "rows: {range:?} of {}", self.len());
+        let row = self.dims() * self.values.dtype().size();
+        self.shaped(&self.values.as_bytes()[range.start * row..range.end * row], range.len())
+    }
+
+    /// The values in order, `size` examples at a time (the last batch may be smaller).
+    ///
+    /// # Panics
+    /// When `size` is 0.
+    #[track_caller]
+    pub fn batches(&self, size: usize) -> impl Iterator<Item = (Range<usize>, Tensor)> + '_ {
+        assert!(size > 0, "batches: of 0 examples");
+        (0..self.len()).step_by(size).map(move |start| {
+            let range = start..(start + size).min(self.len());
+            (range.clone(), self.rows(range))
+        })
+    }
+
+    /// One line: `fashion-mnist-train: 6,000 x 28x28x1 u8, 10 classes`.
+    pub fn describe(&self) -> String {
+        let shape = self.example_shape().iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        let dtype = match self.values.dtype() {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::U8 => "u8",
+            DType::I32 => "i32",
+        };
+        let classes = self.labels.as_ref().map_or(String::new(), |labels| {
+            let mut seen = labels.clone();
+            seen.sort_unstable();
+            seen.dedup();
+            format!(", {} {}", seen.len(), if seen.len() == 1 { "class" } else { "classes" })
+        });
+        format!("{}: {} x {shape} {dtype}{classes}", self.name, thousands(self.len()))
+    }
+
+    fn shaped(&self, bytes: &[u8], n: usize) -> Tensor {
+        let mut shape = self.values.shape().to_vec();
+        shape[0] = n;
+        Tensor::from_bytes(bytes, shape, self.values.dtype())
+    }
+}
+
+/// `6000` -> `6,000`.
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
