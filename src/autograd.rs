@@ -270,7 +270,7 @@ fn traverse(
     let mut wanted: HashMap<(u64, usize), Option<Tensor>> =
         wrt.iter().filter_map(|t| t.var()).map(|v| (v.id(), None)).collect();
 
-    let mut send = |var: &Var, gradient: Tensor, pending: &mut HashMap<_, _>, order: &mut BinaryHeap<u64>| {
+    let send = |var: &Var, gradient: Tensor, pending: &mut HashMap<_, _>, order: &mut BinaryHeap<u64>| {
         let (_, slots) = pending.entry(var.node.id).or_insert_with(|| {
             order.push(var.node.id);
             (var.node.clone(), vec![None; var.node.outputs.len().max(var.output + 1)])

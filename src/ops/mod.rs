@@ -1,3 +1,101 @@
 //! Operations: one file each, holding formula, checks, composite, CPU code, gradient and cases.
+//!
+//! Two tiers. **Primitives** have gradients written in primitives, so they differentiate to any order.
+//! **Fused** ops are composites of primitives with a faster forward and a hand-derived backward; the
+//! composite is their definition, their test oracle, and what runs inside
+//! [`crate::autograd::higher_order`].
+//!
+//! Every op registers a line in [`OPS`] with its [`Case`]s: the same list drives the correctness tests, the
+//! gradient checks, the dtype checks and the benchmarks.
 
 pub mod binary;
+pub mod cast;
+pub mod index;
+mod methods;
+pub mod reduce;
+pub mod shape;
+pub mod unary;
+
+use crate::random::Philox;
+use crate::tensor::{DType, Tensor};
+
+/// A function of tensors, as run by tests and benchmarks.
+pub type CaseFn = Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + Send + Sync>;
+
+/// One way to call an op: inputs, the call, its definition, its cost.
+pub struct Case {
+    /// What is special about it (sizes, flags).
+    pub name: String,
+    /// Inputs: f64 where floating point (tests cast them), u8 or i32 otherwise.
+    pub inputs: Vec<Tensor>,
+    /// The op.
+    pub run: CaseFn,
+    /// The same in primitives, for fused ops.
+    pub composite: Option<CaseFn>,
+    /// Whether gradients are checked, and to which order (0, 1 or 2).
+    pub order: u8,
+    /// Whether it also serves as a benchmark.
+    pub bench: bool,
+    /// Bytes moved per call, at f32.
+    pub bytes: usize,
+    /// Floating-point operations per call.
+    pub flops: usize,
+}
+
+impl Case {
+    /// A case that checks gradients to order 2 and costs one pass over its inputs.
+    pub fn new(
+        name: impl Into<String>,
+        inputs: Vec<Tensor>,
+        run: impl Fn(&[Tensor]) -> Vec<Tensor> + Send + Sync + 'static,
+    ) -> Self {
+        let len: usize = inputs.iter().map(Tensor::len).sum();
+        let run = Box::new(run);
+        Self {
+            name: name.into(),
+            inputs,
+            run,
+            composite: None,
+            order: 2,
+            bench: false,
+            bytes: 8 * len,
+            flops: len,
+        }
+    }
+
+    /// With the definition in primitives.
+    pub fn composite(mut self, f: impl Fn(&[Tensor]) -> Vec<Tensor> + Send + Sync + 'static) -> Self {
+        self.composite = Some(Box::new(f));
+        self
+    }
+
+    /// With gradients checked to this order only.
+    pub fn order(self, order: u8) -> Self {
+        Self { order, ..self }
+    }
+
+    /// Also a benchmark, moving `bytes` and computing `flops` per call.
+    pub fn bench(self, bytes: usize, flops: usize) -> Self {
+        Self { bench: true, bytes, flops, ..self }
+    }
+}
+
+/// One line of the registry.
+pub struct OpInfo {
+    /// The registry's name.
+    pub name: &'static str,
+    /// `primitive` or `fused`.
+    pub family: &'static str,
+    /// One sentence.
+    pub summary: &'static str,
+    /// The cases.
+    pub cases: fn() -> Vec<Case>,
+}
+
+/// All ops.
+pub static OPS: &[&OpInfo] = &[&unary::OP, &binary::OP, &reduce::OP, &shape::OP, &index::OP, &cast::OP];
+
+/// Normal f64 inputs for cases: deterministic in `seed`.
+pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {
+    Philox::new(seed).normal(shape, DType::F64)
+}

@@ -1,0 +1,204 @@
+//! Elementwise functions of one tensor: y_i = f(x_i).
+//!
+//! Gradients are written in primitives: dx = g f'(x).
+
+use super::{Case, OpInfo, normal};
+use crate::autograd::{Back, Recipe, record};
+use crate::cpu::{par, simd};
+use crate::tensor::{Elem, Float, NewTensor, Plain, Tensor, with_float};
+
+/// The registry's line.
+pub const OP: OpInfo = OpInfo {
+    name: "unary",
+    family: "primitive",
+    summary: "elementwise neg, exp, ln, sqrt, recip, abs, square, tanh, sigmoid, softplus, relu, sign, floor, affine, clamp",
+    cases,
+};
+
+/// Applies `f` to each element of `x`, in the arithmetic type, vectorised and in parallel.
+pub(crate) fn map<T: Elem>(x: &Tensor, f: impl Fn(T::Acc) -> T::Acc + Sync + Send) -> Tensor {
+    let input = x.as_slice::<T>();
+    let mut out = NewTensor::<T>::new(x.shape());
+    par::chunks_mut(out.as_mut(), par::GRAIN, |i, chunk| {
+        let input = &input[i * par::GRAIN..][..chunk.len()];
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for (y, &x) in chunk.iter_mut().zip(input) {
+                    *y = T::store(f(x.load()));
+                }
+            },
+        )
+    });
+    out.finish()
+}
+
+macro_rules! unary {
+    ($(#[$doc:meta])* $name:ident, $f:expr, keep $grad:expr) => {
+        unary!(@ $(#[$doc])* $name, $f, $grad, Recipe::primitive(stringify!($name)).keeping_outputs());
+    };
+    ($(#[$doc:meta])* $name:ident, $f:expr, $grad:expr) => {
+        unary!(@ $(#[$doc])* $name, $f, $grad, Recipe::primitive(stringify!($name)));
+    };
+    (@ $(#[$doc:meta])* $name:ident, $f:expr, $grad:expr, $recipe:expr) => {
+        $(#[$doc])*
+        #[track_caller]
+        pub fn $name(x: &Tensor) -> Tensor {
+            #[inline(always)]
+            fn f<F: Float>(x: F) -> F {
+                let f: fn(F) -> F = $f;
+                f(x)
+            }
+            let y = with_float!(x.dtype(), T => map::<T>(x, |x| f(x)));
+            let saved = x.clone();
+            let grad: fn(&Back, &Tensor) -> Tensor = $grad;
+            let [y] = record($recipe, &[x], [y], move |back| vec![Some(grad(back, &saved))]);
+            y
+        }
+    };
+}
+
+unary!(
+    /// −x.
+    neg, |x| -x, |b, _| neg(&b.grad(0))
+);
+unary!(
+    /// e^x.
+    exp, |x| x.exp(), keep |b, _| &b.grad(0) * b.output(0)
+);
+unary!(
+    /// Natural logarithm.
+    ln, |x| x.ln(), |b, x| &b.grad(0) / x
+);
+unary!(
+    /// Square root.
+    sqrt, |x| x.sqrt(), keep |b, _| &affine(&b.grad(0), 0.5, 0.0) / b.output(0)
+);
+unary!(
+    /// 1 / x.
+    recip, |x| F::from_f64(1.0) / x, keep |b, _| neg(&(&b.grad(0) * &square(b.output(0))))
+);
+unary!(
+    /// |x|, with derivative 0 at 0.
+    abs, |x| x.abs(), |b, x| &b.grad(0) * &sign(x)
+);
+unary!(
+    /// x².
+    square, |x| x * x, |b, x| &affine(&b.grad(0), 2.0, 0.0) * x
+);
+unary!(
+    /// Hyperbolic tangent.
+    tanh, |x| x.tanh(), keep |b, _| &b.grad(0) * &affine(&square(b.output(0)), -1.0, 1.0)
+);
+unary!(
+    /// 1 / (1 + e^−x).
+    sigmoid, |x| x.sigmoid(), keep |b, _| {
+        let y = b.output(0);
+        &b.grad(0) * &(y * &affine(y, -1.0, 1.0))
+    }
+);
+unary!(
+    /// ln(1 + e^x), without overflow.
+    softplus, |x| x.softplus(), |b, x| &b.grad(0) * &sigmoid(x)
+);
+unary!(
+    /// max(x, 0), with derivative 0 at 0.
+    relu, |x| x.max(F::from_f64(0.0)), |b, x| &b.grad(0) * &step(x)
+);
+unary!(
+    /// −1, 0 or 1; derivative 0.
+    sign, |x| {
+        let (zero, one) = (F::from_f64(0.0), F::from_f64(1.0));
+        if x > zero { one } else if x < zero { -one } else { zero }
+    }, |_, x| Tensor::zeros(x.shape(), x.dtype())
+);
+unary!(
+    /// 1 where x > 0, else 0; derivative 0.
+    step, |x| if x > F::from_f64(0.0) { F::from_f64(1.0) } else { F::from_f64(0.0) },
+    |_, x| Tensor::zeros(x.shape(), x.dtype())
+);
+unary!(
+    /// The largest integer not above x; derivative 0.
+    floor, |x| F::from_f64(x.to_f64().floor()), |_, x| Tensor::zeros(x.shape(), x.dtype())
+);
+
+/// `mul` · x + `add`.
+#[track_caller]
+pub fn affine(x: &Tensor, mul: f64, add: f64) -> Tensor {
+    let y = with_float!(x.dtype(), T => {
+        type A = <T as Elem>::Acc;
+        let (m, a) = (A::from_f64(mul), A::from_f64(add));
+        map::<T>(x, move |x| Float::mul_add(x, m, a))
+    });
+    let [y] =
+        record(Recipe::primitive("affine"), &[x], [y], move |b| vec![Some(affine(&b.grad(0), mul, 0.0))]);
+    y
+}
+
+/// min(max(x, `low`), `high`); the derivative is 1 strictly inside and 0 elsewhere.
+#[track_caller]
+pub fn clamp(x: &Tensor, low: f64, high: f64) -> Tensor {
+    let y = with_float!(x.dtype(), T => {
+        type A = <T as Elem>::Acc;
+        let (lo, hi) = (A::from_f64(low), A::from_f64(high));
+        map::<T>(x, move |x| if x < lo { lo } else if x > hi { hi } else { x })
+    });
+    let saved = x.clone();
+    let [y] = record(Recipe::primitive("clamp"), &[x], [y], move |b| {
+        let inside = &step(&affine(&saved, 1.0, -low)) * &step(&affine(&saved, -1.0, high));
+        vec![Some(&b.grad(0) * &inside)]
+    });
+    y
+}
+
+fn cases() -> Vec<Case> {
+    type F = fn(&Tensor) -> Tensor;
+    let smooth: [(&str, F); 8] = [
+        ("neg", neg),
+        ("exp", exp),
+        ("square", square),
+        ("tanh", tanh),
+        ("sigmoid", sigmoid),
+        ("softplus", softplus),
+        ("relu", relu),
+        ("abs", abs),
+    ];
+    let positive: [(&str, F); 3] = [("ln", ln), ("sqrt", sqrt), ("recip", recip)];
+    let mut cases = Vec::new();
+    for (k, (name, f)) in smooth.into_iter().enumerate() {
+        for shape in [&[1][..], &[3, 7], &[2, 5, 33]] {
+            cases.push(Case::new(format!("{name} {shape:?}"), vec![normal(k as u64, shape)], move |x| {
+                vec![f(&x[0])]
+            }));
+        }
+        cases.push(
+            Case::new(format!("{name} large"), vec![normal(9, &[4, 100_003])], move |x| vec![f(&x[0])])
+                .order(0)
+                .bench(8 * 400_012, 400_012),
+        );
+    }
+    for (name, f) in positive {
+        let x = affine(&square(&normal(3, &[4, 19])), 1.0, 0.1);
+        cases.push(Case::new(name, vec![x], move |x| vec![f(&x[0])]));
+    }
+    for (name, f) in [("sign", sign as F), ("step", step), ("floor", floor)] {
+        cases.push(Case::new(name, vec![normal(4, &[5, 17])], move |x| vec![f(&x[0])]).order(1));
+    }
+    cases.push(Case::new("affine", vec![normal(5, &[5, 17])], |x| vec![affine(&x[0], -1.5, 0.25)]));
+    cases.push(Case::new("clamp", vec![normal(6, &[5, 17])], |x| vec![clamp(&x[0], -0.5, 0.7)]));
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extreme_values_stay_defined() {
+        let x = Tensor::from_slice(&[-1e30f32, -200.0, 0.0, 200.0, 1e30], [5]);
+        assert_eq!(sigmoid(&x).as_slice::<f32>(), &[0.0, 0.0, 0.5, 1.0, 1.0]);
+        assert_eq!(softplus(&x).as_slice::<f32>()[3..], [200.0, 1e30]);
+        assert_eq!(tanh(&x).as_slice::<f32>(), &[-1.0, -1.0, 0.0, 1.0, 1.0]);
+        assert_eq!(relu(&x).as_slice::<f32>(), &[0.0, 0.0, 0.0, 200.0, 1e30]);
+    }
+}
