@@ -21,7 +21,10 @@ fn normals(seed: u64, like: &[Tensor], dtype: DType) -> Vec<Tensor> {
 }
 
 fn dot(a: &[Tensor], b: &[Tensor]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a.to_f64_vec().iter().zip(b.to_f64_vec()).map(|(x, y)| x * y).sum::<f64>()).sum()
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| a.to_f64_vec().iter().zip(b.to_f64_vec()).map(|(x, y)| x * y).sum::<f64>())
+        .sum()
 }
 
 /// The largest |a − b| / (1 + |b|) over all elements of all tensors; NaN counts as infinite.
@@ -34,7 +37,8 @@ pub fn max_error(a: &[Tensor], b: &[Tensor]) -> f64 {
     for (a, b) in a.iter().zip(b) {
         assert_eq!(a.shape(), b.shape(), "outputs differ in shape");
         for (x, y) in a.to_f64_vec().into_iter().zip(b.to_f64_vec()) {
-            let error = if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() / (1.0 + y.abs()) };
+            let error =
+                if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() / (1.0 + y.abs()) };
             worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
         }
     }
@@ -52,9 +56,8 @@ pub fn gradient_error(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Vec<Tensor>) -
     let grads = autograd::backward(loss, &wrt);
     let direction = normals(12, &wrt.iter().map(|t| (*t).clone()).collect::<Vec<_>>(), DType::F64);
     let analytic = dot(&grads, &direction);
-    let numeric = directional(inputs, &direction, |x| {
-        autograd::no_grad(|| weighted_sum(&f(x), &weights).item())
-    });
+    let numeric =
+        directional(inputs, &direction, |x| autograd::no_grad(|| weighted_sum(&f(x), &weights).item()));
     (analytic - numeric).abs() / (1.0 + numeric.abs())
 }
 
@@ -73,7 +76,11 @@ pub fn second_order_error(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Vec<Tensor
             let known: Vec<(Tensor, Tensor)> =
                 grads.into_iter().zip(&projection).filter_map(|(g, p)| g.map(|g| (g, p.clone()))).collect();
             let (grads, projection): (Vec<_>, Vec<_>) = known.into_iter().unzip();
-            let slope = if grads.is_empty() { Tensor::scalar(0.0, DType::F64) } else { weighted_sum(&grads, &projection) };
+            let slope = if grads.is_empty() {
+                Tensor::scalar(0.0, DType::F64)
+            } else {
+                weighted_sum(&grads, &projection)
+            };
             (leaves, slope)
         })
     };
@@ -97,7 +104,13 @@ fn directional(inputs: &[Tensor], direction: &[Tensor], f: impl Fn(&[Tensor]) ->
         let mut d = direction.iter();
         let moved: Vec<Tensor> = inputs
             .iter()
-            .map(|t| if t.dtype() == DType::F64 { t + &d.next().expect("a direction per input").affine(h, 0.0) } else { t.clone() })
+            .map(|t| {
+                if t.dtype() == DType::F64 {
+                    t + &d.next().expect("a direction per input").affine(h, 0.0)
+                } else {
+                    t.clone()
+                }
+            })
             .collect();
         f(&moved)
     };
@@ -111,7 +124,12 @@ pub fn cast_inputs(inputs: &[Tensor], dtype: DType) -> Vec<Tensor> {
 
 /// Outputs of `f` and the gradients of a fixed random projection of them (none when `order` is 0), with the
 /// floating-point inputs in `dtype`.
-pub fn outputs_and_grads(inputs: &[Tensor], order: u8, f: &CaseFn, dtype: DType) -> (Vec<Tensor>, Vec<Tensor>) {
+pub fn outputs_and_grads(
+    inputs: &[Tensor],
+    order: u8,
+    f: &CaseFn,
+    dtype: DType,
+) -> (Vec<Tensor>, Vec<Tensor>) {
     let lift = |t: &Tensor| if t.dtype() == DType::F64 { t.cast(dtype).requires_grad() } else { t.clone() };
     let inputs: Vec<Tensor> = inputs.iter().map(lift).collect();
     let outputs = f(&inputs);
@@ -122,8 +140,10 @@ pub fn outputs_and_grads(inputs: &[Tensor], order: u8, f: &CaseFn, dtype: DType)
     let mut rng = Philox::new(11);
     let weights: Vec<Tensor> = outputs.iter().map(|y| rng.normal(y.shape(), y.dtype())).collect();
     let wrt: Vec<&Tensor> = inputs.iter().filter(|t| t.var().is_some()).collect();
-    let (outputs, weights): (Vec<&Tensor>, Vec<&Tensor>) = (outputs.iter().collect(), weights.iter().collect());
+    let (outputs, weights): (Vec<&Tensor>, Vec<&Tensor>) =
+        (outputs.iter().collect(), weights.iter().collect());
     let grads = autograd::grad(&outputs, &weights, &wrt, false);
-    let or_zeros = |(g, w): (Option<Tensor>, &&Tensor)| g.unwrap_or_else(|| Tensor::zeros(w.shape(), w.dtype()));
+    let or_zeros =
+        |(g, w): (Option<Tensor>, &&Tensor)| g.unwrap_or_else(|| Tensor::zeros(w.shape(), w.dtype()));
     (kept, grads.into_iter().zip(&wrt).map(or_zeros).collect())
 }

@@ -60,7 +60,9 @@ fn merged(out: &[usize], a: &[usize], b: &[usize]) -> Vec<(usize, usize, usize)>
     if dims.is_empty() { vec![(1, 0, 0)] } else { dims }
 }
 
-fn zip<T: Elem>(
+/// f over two broadcast tensors, unrecorded, in the arithmetic type.
+#[track_caller]
+pub(crate) fn zip<T: Elem>(
     op: &str,
     a: &Tensor,
     b: &Tensor,

@@ -23,7 +23,9 @@ impl Philox {
             Initial::Uniform(bound) => self.symmetric(shape, dtype, bound),
             Initial::FanIn(fan_in) => self.symmetric(shape, dtype, 1.0 / (fan_in.max(1) as f64).sqrt()),
             Initial::Orthogonal => {
-                let &[n, m] = shape.as_slice() else { panic!("orthogonal: expected a shape (n, n), got {shape:?}") };
+                let &[n, m] = shape.as_slice() else {
+                    panic!("orthogonal: expected a shape (n, n), got {shape:?}")
+                };
                 assert_eq!(n, m, "orthogonal: expected a shape (n, n), got {shape:?}");
                 rounded(&self.orthogonal(n), shape, dtype, |x| x)
             }

@@ -154,7 +154,7 @@ impl Philox {
     /// # Panics
     /// With more than 2^34 elements, the range of the counter.
     #[track_caller]
-    fn fill<T: Plain>(&mut self, out: &mut [T], f: impl Fn([u32; 4]) -> [T; 4] + Sync + Send) {
+    fn fill<T: Copy + Send>(&mut self, out: &mut [T], f: impl Fn([u32; 4]) -> [T; 4] + Sync + Send) {
         assert!(out.len() <= 1 << 34, "a random draw has at most 2^34 elements, got {}", out.len());
         let rng = self.take_draw();
         par::chunks_mut(out, CHUNK, |index, chunk| {
@@ -270,7 +270,8 @@ impl Philox {
     /// When `logits` is not a float tensor of rank 1 or more with K > 0, or a row has a NaN, +∞ or only −∞.
     #[track_caller]
     pub fn categorical(&mut self, logits: &Tensor) -> Tensor {
-        let (&k, rows) = logits.shape().split_last().expect("categorical: expected logits (..., K), got a scalar");
+        let (&k, rows) =
+            logits.shape().split_last().expect("categorical: expected logits (..., K), got a scalar");
         assert!(k > 0, "categorical: expected at least one category, got {:?}", logits.shape());
         let mut words = vec![0u32; rows.iter().product()];
         self.fill_words(&mut words);
@@ -288,23 +289,11 @@ impl Philox {
 
     /// Fills with the raw words, for draws made elsewhere: word `i` belongs to element `i`.
     pub fn fill_words(&mut self, out: &mut [u32]) {
-        assert!(out.len() <= 1 << 34, "a random draw has at most 2^34 elements, got {}", out.len());
-        let rng = self.take_draw();
-        par::chunks_mut(out, CHUNK, |index, chunk| {
-            let first = (index * (CHUNK / 4)) as u32;
-            vectorize(
-                #[inline(always)]
-                || {
-                    fill_chunk(
-                        &rng,
-                        first,
-                        chunk,
-                        &#[inline(always)]
-                        |w| w,
-                    )
-                },
-            );
-        });
+        self.fill(
+            out,
+            #[inline(always)]
+            |w| w,
+        );
     }
 
     /// A uniformly random order of `0..n`: Fisher & Yates (Durstenfeld 1964) with exactly uniform indices.
@@ -348,7 +337,7 @@ fn pick<T: Elem>(logits: &[T], u: f64, weights: &mut [f64]) -> usize {
 /// Elements of counters `first..` into `out`. Words of many counters are produced first, each of the four in its
 /// own array, so that both loops vectorise; the last block is cut short.
 #[inline(always)]
-fn fill_chunk<T: Plain>(rng: &Philox, first: u32, out: &mut [T], f: &impl Fn([u32; 4]) -> [T; 4]) {
+fn fill_chunk<T: Copy>(rng: &Philox, first: u32, out: &mut [T], f: &impl Fn([u32; 4]) -> [T; 4]) {
     let mut words = [[0u32; BLOCK]; 4];
     for (block, out) in out.chunks_mut(4 * BLOCK).enumerate() {
         let base = first.wrapping_add((block * BLOCK) as u32);
