@@ -1,5 +1,6 @@
 //! Instruction sets, found once at run time, and [`vectorize`]: the same Rust loop compiled for each of them.
 
+use crate::tensor::{DType, Plain};
 use std::sync::OnceLock;
 
 /// The instruction sets that the CPU kernels are compiled for, best last.
@@ -75,6 +76,13 @@ pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
         _ => {}
     }
     f()
+}
+
+/// [`vectorize`] for loops over `T`: only f32 gets the wide copies, because f64 serves gradient checks and
+/// every copy costs compile time.
+#[inline(always)]
+pub fn vectorize_for<T: Plain, R>(f: impl FnOnce() -> R) -> R {
+    if const { matches!(T::DTYPE, DType::F32) } { vectorize(f) } else { f() }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -3,10 +3,10 @@
 //! Shapes are aligned at their last dimension; a dimension of 1 (or a missing one) is repeated, as in NumPy.
 //! This is the only place that broadcasts: every other op sees contiguous tensors of equal shape.
 
-use super::{Case, OpInfo, normal, reduce, unary};
+use super::{Case, OpInfo, cast::cast, normal, reduce, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
-use crate::tensor::{Elem, Float, MAX_RANK, NewTensor, Shape, Tensor, with_float};
+use crate::tensor::{DType, Elem, Float, MAX_RANK, NewTensor, Shape, Tensor, with_arithmetic, with_float};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -62,12 +62,7 @@ fn merged(out: &[usize], a: &[usize], b: &[usize]) -> Vec<(usize, usize, usize)>
 
 /// f over two broadcast tensors, unrecorded, in the arithmetic type.
 #[track_caller]
-pub(crate) fn zip<T: Elem>(
-    op: &str,
-    a: &Tensor,
-    b: &Tensor,
-    f: impl Fn(T::Acc, T::Acc) -> T::Acc + Sync + Send,
-) -> Tensor {
+pub(crate) fn zip<T: Float>(op: &str, a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync + Send) -> Tensor {
     let shape = broadcast_shape(op, a.shape(), b.shape());
     let (xs, ys) = (a.as_slice::<T>(), b.as_slice::<T>());
     let mut out = NewTensor::<T>::new(shape);
@@ -81,7 +76,7 @@ pub(crate) fn zip<T: Elem>(
     let chunk = if outer.is_empty() { par::GRAIN } else { rows_per_chunk * inner };
     par::chunks_mut(out.as_mut(), chunk, |c, out| {
         let first = c * chunk;
-        simd::vectorize(
+        simd::vectorize_for::<T, _>(
             #[inline(always)]
             || {
                 let mut at = first;
@@ -98,22 +93,22 @@ pub(crate) fn zip<T: Elem>(
                         (1, 1) => {
                             let (xs, ys) = (&xs[oa..oa + row.len()], &ys[ob..ob + row.len()]);
                             for ((o, x), y) in row.iter_mut().zip(xs).zip(ys) {
-                                *o = T::store(f(x.load(), y.load()));
+                                *o = f(*x, *y);
                             }
                         }
                         (1, 0) => {
-                            let y = ys[ob].load();
+                            let y = ys[ob];
                             for (o, x) in row.iter_mut().zip(&xs[oa..]) {
-                                *o = T::store(f(x.load(), y));
+                                *o = f(*x, y);
                             }
                         }
                         (0, 1) => {
-                            let x = xs[oa].load();
+                            let x = xs[oa];
                             for (o, y) in row.iter_mut().zip(&ys[ob..]) {
-                                *o = T::store(f(x, y.load()));
+                                *o = f(x, *y);
                             }
                         }
-                        _ => row.fill(T::store(f(xs[oa].load(), ys[ob].load()))),
+                        _ => row.fill(f(xs[oa], ys[ob])),
                     }
                     at += row.len();
                 }
@@ -121,6 +116,17 @@ pub(crate) fn zip<T: Elem>(
         )
     });
     out.finish()
+}
+
+/// f of two unrecorded tensors, the half types through f32.
+#[track_caller]
+pub(crate) fn widened(a: &Tensor, b: &Tensor, f: impl FnOnce(&Tensor, &Tensor) -> Tensor) -> Tensor {
+    match a.dtype() {
+        DType::BF16 | DType::F16 => {
+            cast(&f(&cast(&a.detach(), DType::F32), &cast(&b.detach(), DType::F32)), a.dtype())
+        }
+        _ => f(a, b),
+    }
 }
 
 macro_rules! forward {
@@ -131,7 +137,7 @@ macro_rules! forward {
             f(x, y)
         }
         assert_eq!($a.dtype(), $b.dtype(), "{}: dtypes differ", $op);
-        with_float!($a.dtype(), T => zip::<T>($op, $a, $b, |x, y| f(x, y)))
+        widened($a, $b, |a, b| with_arithmetic!(a.dtype(), T => zip::<T>($op, a, b, |x, y| f(x, y))))
     }};
 }
 

@@ -2,10 +2,10 @@
 //!
 //! Gradients are written in primitives: dx = g f'(x).
 
-use super::{Case, OpInfo, normal};
+use super::{Case, OpInfo, cast::cast, normal};
 use crate::autograd::{Back, Recipe, record};
 use crate::cpu::{par, simd};
-use crate::tensor::{Elem, Float, NewTensor, Plain, Tensor, with_float};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -15,17 +15,26 @@ pub const OP: OpInfo = OpInfo {
     cases,
 };
 
+/// f of an unrecorded tensor, the half types through f32.
+#[track_caller]
+pub(crate) fn widened(x: &Tensor, f: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
+    match x.dtype() {
+        DType::BF16 | DType::F16 => cast(&f(&cast(&x.detach(), DType::F32)), x.dtype()),
+        _ => f(x),
+    }
+}
+
 /// Applies `f` to each element of `x`, in the arithmetic type, vectorised and in parallel.
-pub(crate) fn map<T: Elem>(x: &Tensor, f: impl Fn(T::Acc) -> T::Acc + Sync + Send) -> Tensor {
+pub(crate) fn map<T: Float>(x: &Tensor, f: impl Fn(T) -> T + Sync + Send) -> Tensor {
     let input = x.as_slice::<T>();
     let mut out = NewTensor::<T>::new(x.shape());
     par::chunks_mut(out.as_mut(), par::GRAIN, |i, chunk| {
         let input = &input[i * par::GRAIN..][..chunk.len()];
-        simd::vectorize(
+        simd::vectorize_for::<T, _>(
             #[inline(always)]
             || {
                 for (y, &x) in chunk.iter_mut().zip(input) {
-                    *y = T::store(f(x.load()));
+                    *y = f(x);
                 }
             },
         )
@@ -49,7 +58,7 @@ macro_rules! unary {
                 let f: fn(F) -> F = $f;
                 f(x)
             }
-            let y = with_float!(x.dtype(), T => map::<T>(x, |x| f(x)));
+            let y = widened(x, |x| with_arithmetic!(x.dtype(), T => map::<T>(x, |x| f(x))));
             let saved = x.clone();
             let grad: fn(&Back, &Tensor) -> Tensor = $grad;
             let [y] = record($recipe, &[x], [y], move |back| vec![Some(grad(back, &saved))]);
@@ -125,10 +134,11 @@ unary!(
 /// `mul` · x + `add`.
 #[track_caller]
 pub fn affine(x: &Tensor, mul: f64, add: f64) -> Tensor {
-    let y = with_float!(x.dtype(), T => {
-        type A = <T as Elem>::Acc;
-        let (m, a) = (A::from_f64(mul), A::from_f64(add));
-        map::<T>(x, move |x| Float::mul_add(x, m, a))
+    let y = widened(x, |x| {
+        with_arithmetic!(x.dtype(), T => {
+            let (m, a) = (T::from_f64(mul), T::from_f64(add));
+            map::<T>(x, move |x| Float::mul_add(x, m, a))
+        })
     });
     let [y] =
         record(Recipe::primitive("affine"), &[x], [y], move |b| vec![Some(affine(&b.grad(0), mul, 0.0))]);
@@ -138,10 +148,11 @@ pub fn affine(x: &Tensor, mul: f64, add: f64) -> Tensor {
 /// min(max(x, `low`), `high`); the derivative is 1 strictly inside and 0 elsewhere.
 #[track_caller]
 pub fn clamp(x: &Tensor, low: f64, high: f64) -> Tensor {
-    let y = with_float!(x.dtype(), T => {
-        type A = <T as Elem>::Acc;
-        let (lo, hi) = (A::from_f64(low), A::from_f64(high));
-        map::<T>(x, move |x| if x < lo { lo } else if x > hi { hi } else { x })
+    let y = widened(x, |x| {
+        with_arithmetic!(x.dtype(), T => {
+            let (lo, hi) = (T::from_f64(low), T::from_f64(high));
+            map::<T>(x, move |x| if x < lo { lo } else if x > hi { hi } else { x })
+        })
     });
     let saved = x.clone();
     let [y] = record(Recipe::primitive("clamp"), &[x], [y], move |b| {

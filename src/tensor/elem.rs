@@ -237,6 +237,25 @@ macro_rules! with_float {
 }
 pub(crate) use with_float;
 
+/// As [`with_float`], but only for the two arithmetic types: ops widen the half types first.
+macro_rules! with_arithmetic {
+    ($dtype:expr, $T:ident => $body:expr) => {{
+        use $crate::tensor::DType;
+        match $dtype {
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => panic!("expected an f32 or f64 tensor, got {other:?}"),
+        }
+    }};
+}
+pub(crate) use with_arithmetic;
+
 /// Runs the body with `$T` bound to the element type of `$dtype`, integers included.
 macro_rules! with_plain {
     ($dtype:expr, $T:ident => $body:expr) => {{

@@ -7,7 +7,7 @@ mod elem;
 mod shape;
 
 pub use elem::{DType, Elem, Float, Plain};
-pub(crate) use elem::{with_float, with_plain};
+pub(crate) use elem::{with_arithmetic, with_float, with_plain};
 pub use shape::{MAX_RANK, Shape};
 
 use crate::autograd::Var;
