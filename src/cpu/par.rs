@@ -1,29 +1,65 @@
 //! Fixed chunks over rayon. A chunk's bounds depend on the size of the work alone, never on the number of
 //! threads, so every reduction that works chunk by chunk gives the same bits on any machine.
+//!
+//! Everything goes through one function of a `dyn Fn`: instantiating rayon once per kernel is what made this
+//! crate slow to compile.
 
 use rayon::prelude::*;
 
 /// Elements that one task should own at least: below it a thread costs more than it brings.
 pub const GRAIN: usize = 16 * 1024;
 
+/// An address that tasks share; they write to disjoint parts behind it.
+pub(crate) struct Shared<T>(pub(crate) *mut T);
+// SAFETY: a plain address; the tasks that use it write to disjoint parts.
+unsafe impl<T> Sync for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Shared<T> {}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The part of `len` elements from `at`.
+    ///
+    /// # Safety
+    /// The part lies in the memory and nobody else touches it during `'a`.
+    pub(crate) unsafe fn slice<'a>(&self, at: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+}
+
+/// Calls `f(0..n)`, in parallel when asked and possible.
+pub(crate) fn each(parallel: bool, n: usize, f: &(dyn Fn(usize) + Sync)) {
+    if parallel && n > 1 && rayon::current_num_threads() > 1 {
+        (0..n).into_par_iter().with_max_len(1).for_each(f);
+    } else {
+        (0..n).for_each(f);
+    }
+}
+
 /// Calls `f(i)` for `i` in `0..n`, in parallel; `cost` is the rough number of elements touched per call.
 pub fn for_each(n: usize, cost: usize, f: impl Fn(usize) + Sync + Send) {
-    if n <= 1 || n * cost < 2 * GRAIN || rayon::current_num_threads() == 1 {
-        (0..n).for_each(f);
-    } else {
-        (0..n).into_par_iter().with_min_len((GRAIN / cost.max(1)).max(1)).for_each(f);
-    }
+    let per_task = (GRAIN / cost.max(1)).max(1);
+    each(n * cost >= 2 * GRAIN, n.div_ceil(per_task), &|t| {
+        (t * per_task..n.min((t + 1) * per_task)).for_each(&f);
+    });
 }
 
 /// Splits `out` into chunks of `chunk` elements and calls `f(index, chunk)` on each, in parallel.
 /// The last chunk may be shorter.
 pub fn chunks_mut<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
-    let chunk = chunk.max(1);
-    if out.len() <= chunk || rayon::current_num_threads() == 1 {
-        out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
-    } else {
-        out.par_chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
-    }
+    let (chunk, len) = (chunk.max(1), out.len());
+    let shared = Shared(out.as_mut_ptr());
+    each(true, len.div_ceil(chunk), &|i| {
+        // SAFETY: chunk i lies inside `out`, which is borrowed mutably, and belongs to this call alone.
+        f(i, unsafe { shared.slice(i * chunk, chunk.min(len - i * chunk)) })
+    });
 }
 
 /// As [`chunks_mut`] over two outputs at once: `a` in chunks of `ca`, `b` in chunks of `cb`.
@@ -34,11 +70,14 @@ pub fn chunks_mut2<A: Send, B: Send>(
     cb: usize,
     f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
 ) {
-    if a.len() <= ca || rayon::current_num_threads() == 1 {
-        a.chunks_mut(ca).zip(b.chunks_mut(cb)).enumerate().for_each(|(i, (x, y))| f(i, x, y));
-    } else {
-        a.par_chunks_mut(ca).zip(b.par_chunks_mut(cb)).enumerate().for_each(|(i, (x, y))| f(i, x, y));
-    }
+    let (ca, cb, la, lb) = (ca.max(1), cb.max(1), a.len(), b.len());
+    let (sa, sb) = (Shared(a.as_mut_ptr()), Shared(b.as_mut_ptr()));
+    each(true, la.div_ceil(ca).min(lb.div_ceil(cb)), &|i| {
+        // SAFETY: part i of each lies inside it, both are borrowed mutably, and it belongs to this call alone.
+        let (a, b) =
+            unsafe { (sa.slice(i * ca, ca.min(la - i * ca)), sb.slice(i * cb, cb.min(lb - i * cb))) };
+        f(i, a, b)
+    });
 }
 
 /// Sets the number of threads of the process-wide pool. Has an effect only before the first parallel work.

@@ -8,9 +8,9 @@ use super::kernel::{Kernels, Tile, Word};
 use super::pack::{Operand, Right, left};
 use super::{Act, activate};
 use crate::cpu::buffer::Buffer;
+use crate::cpu::par::{Shared, each};
 use crate::cpu::simd::Isa;
 use crate::tensor::Float;
-use rayon::prelude::*;
 
 /// Multiply-adds below which a product stays on its thread.
 const SERIAL: usize = 1 << 19;
@@ -20,31 +20,6 @@ const KC: usize = 256;
 const MC: usize = 192;
 /// Columns of a task.
 const NC: usize = 1024;
-
-/// A pointer that tasks share; each touches its own part.
-pub(crate) struct Shared<T>(pub *mut T);
-// SAFETY: a plain address; the tasks that use it write to disjoint parts.
-unsafe impl<T> Sync for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Send for Shared<T> {}
-
-impl<T> Clone for Shared<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<T> Copy for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// The part of `len` elements from `at`.
-    ///
-    /// # Safety
-    /// The part lies in the memory and nobody else touches it during `'a`.
-    pub(crate) unsafe fn slice<'a>(&self, at: usize, len: usize) -> &'a mut [T] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
-    }
-}
 
 /// C with what happens to it on the way: C = act(alpha A B + C? + bias + residual), gated.
 pub(crate) struct Out<'a, T> {
@@ -56,15 +31,6 @@ pub(crate) struct Out<'a, T> {
     pub residual: Option<&'a [T]>,
     pub gate: Option<&'a [T]>,
     pub act: Act,
-}
-
-/// Calls `f(0..n)`, in parallel when asked and possible.
-pub(crate) fn each(parallel: bool, n: usize, f: &(dyn Fn(usize) + Sync)) {
-    if parallel && n > 1 && rayon::current_num_threads() > 1 {
-        (0..n).into_par_iter().with_max_len(1).for_each(f);
-    } else {
-        (0..n).for_each(f);
-    }
 }
 
 /// The blocks of k: equal, at most 1.5 KC long, in whole eights.

@@ -17,7 +17,8 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use drive::{Out, Product, Shared, each};
+pub(crate) use crate::cpu::par::{Shared, each};
+pub(crate) use drive::{Out, Product};
 pub(crate) use kernel::Word;
 pub use pack::Mat;
 pub(crate) use pack::Operand;

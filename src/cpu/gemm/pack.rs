@@ -226,7 +226,7 @@ impl<'a, W: Word> Right<'a, W> {
             return Self { k0, kc, data: Store::InPlace(&data[k0 * ld..], ld), lanes, vectors };
         }
         let mut packed = Buffer::uninit(kc * vectors * lanes * size_of::<W>());
-        let whole = super::drive::Shared(packed.as_mut().as_mut_ptr().cast::<W>());
+        let whole = super::Shared(packed.as_mut().as_mut_ptr().cast::<W>());
         each(panels(vectors), &|i| {
             let (first, count) = panel(vectors, i);
             let width = count * lanes;
