@@ -74,7 +74,7 @@ impl<'a, W: Word> Product<'a, W> {
     }
 
     /// B, packed for steps `k0..k1`.
-    pub(super) fn rights(&self, k0: usize, k1: usize, parallel: bool) -> Vec<Right<'a, W>> {
+    pub(crate) fn rights(&self, k0: usize, k1: usize, parallel: bool) -> Vec<Right<'a, W>> {
         let kernels = W::kernels(self.isa);
         let many = parallel && (k1 - k0) * self.n > 1 << 16;
         k_blocks(k0, k1)
@@ -109,7 +109,7 @@ impl<'a, W: Word> Product<'a, W> {
     ///
     /// # Safety
     /// As [`Self::run`] for this part of C.
-    pub(super) unsafe fn block(
+    pub(crate) unsafe fn block(
         &self,
         rights: &[Right<'_, W>],
         (r0, rows): (usize, usize),

@@ -21,7 +21,7 @@ pub(crate) use crate::cpu::par::{Shared, each};
 pub(crate) use drive::{Out, Product};
 pub(crate) use kernel::Word;
 pub use pack::Mat;
-pub(crate) use pack::Operand;
+pub(crate) use pack::{Operand, Source};
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::simd::{Isa, isa, vectorize};

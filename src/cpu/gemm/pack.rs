@@ -194,7 +194,7 @@ pub(super) fn panels(vectors: usize) -> usize {
 }
 
 /// The right operand for one block of k: packed in panels of full vectors, or in place.
-pub(super) struct Right<'a, W> {
+pub(crate) struct Right<'a, W> {
     pub k0: usize,
     pub kc: usize,
     data: Store<'a, W>,
@@ -238,7 +238,7 @@ impl<'a, W: Word> Right<'a, W> {
     }
 
     /// Panels of this block.
-    pub(super) fn panels(&self) -> usize {
+    pub(crate) fn panels(&self) -> usize {
         panels(self.vectors)
     }
 
