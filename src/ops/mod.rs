@@ -10,7 +10,10 @@
 
 pub mod binary;
 pub mod cast;
+pub mod conv;
 pub mod index;
+pub mod masked_conv;
+pub mod matmul;
 mod methods;
 pub mod reduce;
 pub mod shape;
@@ -93,7 +96,18 @@ pub struct OpInfo {
 }
 
 /// All ops.
-pub static OPS: &[&OpInfo] = &[&unary::OP, &binary::OP, &reduce::OP, &shape::OP, &index::OP, &cast::OP];
+pub static OPS: &[&OpInfo] = &[
+    &unary::OP,
+    &binary::OP,
+    &reduce::OP,
+    &shape::OP,
+    &index::OP,
+    &cast::OP,
+    &matmul::OP,
+    &matmul::LINEAR,
+    &conv::OP,
+    &masked_conv::OP,
+];
 
 /// Normal f64 inputs for cases: deterministic in `seed`.
 pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {

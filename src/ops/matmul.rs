@@ -1,0 +1,214 @@
+//! Matrix products: C = op(A) op(B), op = transpose where flagged, batched over leading dimensions.
+//!
+//! A (M, K) or (K, M) when `ta`; B (K, N) or (N, K) when `tb`; with a leading batch dimension on both, or on A
+//! alone (then B is shared and A is folded into one tall matrix). 2 M N K flops.
+
+use super::{Case, OpInfo, binary, normal, reduce, shape, unary};
+use crate::autograd::{self, Recipe, record};
+use crate::cpu::gemm::{Act, Epilogue, Mat, gemm, gemm_batched};
+use crate::tensor::{Float, NewTensor, Shape, Tensor, with_arithmetic, with_float};
+
+/// The registry's line for [`matmul`].
+pub const OP: OpInfo = OpInfo {
+    name: "matmul",
+    family: "primitive",
+    summary: "matrix products with transpose flags and batches",
+    cases,
+};
+
+/// The registry's line for [`linear`].
+pub const LINEAR: OpInfo = OpInfo {
+    name: "linear",
+    family: "fused",
+    summary: "affine map over the last axis with bias and activation",
+    cases: linear_cases,
+};
+
+/// op(A) op(B).
+///
+/// # Panics
+/// When the inner dimensions, the batches or the dtypes differ.
+#[track_caller]
+pub fn matmul(a: &Tensor, b: &Tensor, ta: bool, tb: bool) -> Tensor {
+    let fail = || panic!("matmul: {:?} (t={ta}) by {:?} (t={tb})", a.shape(), b.shape());
+    assert_eq!(a.dtype(), b.dtype(), "matmul: dtypes differ");
+    if a.rank() == 3 && b.rank() == 2 && !ta {
+        let [batch, m, k] = a.dims();
+        let flat = matmul(&shape::reshape(a, [batch * m, k]), b, false, tb);
+        let n = flat.shape()[1];
+        return shape::reshape(&flat, [batch, m, n]);
+    }
+    let (batch, sa, sb) = match (a.shape(), b.shape()) {
+        (&[x, p, q], &[y, r, s]) if x == y => (Some(x), [p, q], [r, s]),
+        (&[p, q], &[r, s]) => (None, [p, q], [r, s]),
+        _ => fail(),
+    };
+    let [m, k] = if ta { [sa[1], sa[0]] } else { sa };
+    let [k2, n] = if tb { [sb[1], sb[0]] } else { sb };
+    if k != k2 {
+        fail();
+    }
+    let shape: Shape = match batch {
+        Some(batch) => [batch, m, n].into(),
+        None => [m, n].into(),
+    };
+    let y = with_float!(a.dtype(), T => {
+        let mut out = NewTensor::<T>::new(shape);
+        let (xs, ys) = (a.as_slice::<T>(), b.as_slice::<T>());
+        let x = Mat { data: xs, row_stride: sa[1], transposed: ta };
+        let z = Mat { data: ys, row_stride: sb[1], transposed: tb };
+        gemm_batched(batch.unwrap_or(1), (m, n, k), (x, m * k), (z, k * n), out.as_mut(), &Epilogue::default());
+        out.finish()
+    });
+    let (x, z) = (a.clone(), b.clone());
+    let [y] = record(Recipe::primitive("matmul"), &[a, b], [y], move |back| {
+        let g = back.grad(0);
+        let da =
+            back.needs(0).then(|| if ta { matmul(&z, &g, tb, true) } else { matmul(&g, &z, false, !tb) });
+        let db =
+            back.needs(1).then(|| if tb { matmul(&g, &x, true, ta) } else { matmul(&x, &g, !ta, false) });
+        vec![da, db]
+    });
+    y
+}
+
+/// y = act(x W + bias): x (..., In), W (In, Out), bias (Out).
+///
+/// # Panics
+/// When shapes or dtypes do not fit.
+#[track_caller]
+pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor {
+    let [k, n] = w.dims();
+    assert_eq!(x.shape().last(), Some(&k), "linear: x {:?} by w {:?}", x.shape(), w.shape());
+    assert_eq!(x.dtype(), w.dtype(), "linear: dtypes differ");
+    assert!(
+        bias.is_none_or(|b| b.shape() == [n]),
+        "linear: bias {:?} for {n} outputs",
+        bias.map(Tensor::shape)
+    );
+    if autograd::in_higher_order() {
+        return composite(x, w, bias, act);
+    }
+    let m = x.len() / k.max(1);
+    let mut shape = x.shape().to_vec();
+    *shape.last_mut().expect("x has an axis") = n;
+    let y = with_float!(x.dtype(), T => {
+        let mut out = NewTensor::<T>::new(&shape);
+        let epilogue = Epilogue { bias: bias.map(|b| b.as_slice::<T>()), act, ..Epilogue::default() };
+        let (a, b) = (Mat::new(x.as_slice::<T>(), k), Mat::new(w.as_slice::<T>(), n));
+        gemm(m, n, k, a, b, out.as_mut(), n, &epilogue);
+        out.finish()
+    });
+    let (xs, ws) = (x.clone(), w.clone());
+    let none = bias.is_none();
+    let empty = Tensor::zeros([0], x.dtype());
+    let recipe = Recipe::fused("linear").keeping_outputs();
+    let inputs = [x, w, bias.unwrap_or(&empty)];
+    // The derivative of a smooth activation needs its input, which the fused product did not keep.
+    let pre = (matches!(act, Act::Silu) && autograd::is_recording(&inputs))
+        .then(|| linear(&x.detach(), &w.detach(), bias.map(Tensor::detach).as_ref(), Act::None));
+    let [y] = record(recipe, &inputs, [y], move |back| {
+        let g = shape::reshape(&act_backward(act, &back.grad(0), back.output(0), pre.as_ref()), [m, n]);
+        let x2 = shape::reshape(&xs, [m, k]);
+        let dx = back.needs(0).then(|| shape::reshape(&matmul(&g, &ws.detach(), false, true), xs.shape()));
+        let dw = back.needs(1).then(|| matmul(&x2.detach(), &g, true, false));
+        let db = (!none && back.needs(2)).then(|| reduce::sum(&g, &[0]));
+        vec![dx, dw, db]
+    });
+    y
+}
+
+/// The gradient before an activation from the one behind it, given its output (silu: its input) in one pass.
+pub(crate) fn act_backward(act: Act, g: &Tensor, y: &Tensor, pre: Option<&Tensor>) -> Tensor {
+    macro_rules! pass {
+        ($y:expr, $f:expr) => {{
+            #[inline(always)]
+            fn f<F: Float>(g: F, y: F) -> F {
+                let f: fn(F, F, F) -> F = $f;
+                f(g, y, F::from_f64(1.0))
+            }
+            binary::widened(g, $y, |g, y| with_arithmetic!(g.dtype(), T => binary::zip::<T>("activation", g, y, |g, y| f(g, y))))
+        }};
+    }
+    match act {
+        Act::None => g.clone(),
+        Act::Relu => pass!(y, |g, y, one| if y > one - one { g } else { one - one }),
+        Act::Sigmoid => pass!(y, |g, y, one| g * y * (one - y)),
+        Act::Tanh => pass!(y, |g, y, one| g * (one - y * y)),
+        Act::Silu => pass!(pre.expect("silu keeps its input"), |g, x, one| {
+            let s = x.sigmoid();
+            g * s * (one + x * (one - s))
+        }),
+    }
+}
+
+/// An activation in primitives.
+pub(crate) fn activation(act: Act, x: &Tensor) -> Tensor {
+    match act {
+        Act::None => x.clone(),
+        Act::Relu => unary::relu(x),
+        Act::Sigmoid => unary::sigmoid(x),
+        Act::Tanh => unary::tanh(x),
+        Act::Silu => x * &unary::sigmoid(x),
+    }
+}
+
+/// [`linear`] in primitives.
+pub fn composite(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor {
+    let [k, n] = w.dims();
+    let mut shape = x.shape().to_vec();
+    *shape.last_mut().expect("x has an axis") = n;
+    let y = shape::reshape(&matmul(&shape::reshape(x, [x.len() / k, k]), w, false, false), shape);
+    activation(act, &bias.map_or(y.clone(), |b| binary::add(&y, b)))
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (m, n, k) in [(1, 1, 1), (2, 3, 5), (7, 17, 9), (33, 16, 31)] {
+        for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
+            let a = if ta { [k, m] } else { [m, k] };
+            let b = if tb { [n, k] } else { [k, n] };
+            let inputs = vec![normal(1, &a), normal(2, &b)];
+            let name = format!("{m}x{n}x{k} ta={ta} tb={tb}");
+            cases.push(Case::new(name, inputs, move |x| vec![matmul(&x[0], &x[1], ta, tb)]));
+        }
+    }
+    let batched = vec![normal(3, &[3, 4, 5]), normal(4, &[3, 6, 5])];
+    cases.push(Case::new("batched", batched, |x| vec![matmul(&x[0], &x[1], false, true)]));
+    let shared = vec![normal(3, &[3, 4, 5]), normal(4, &[5, 6])];
+    cases.push(Case::new("shared right side", shared, |x| vec![matmul(&x[0], &x[1], false, false)]));
+    for n in [512usize, 1024] {
+        let inputs = vec![normal(5, &[n, n]), normal(6, &[n, n])];
+        let run = |x: &[Tensor]| vec![matmul(&x[0], &x[1], false, false)];
+        cases.push(Case::new(format!("{n} square"), inputs, run).order(0).bench(12 * n * n, 2 * n * n * n));
+    }
+    cases
+}
+
+fn linear_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for act in [Act::None, Act::Relu, Act::Sigmoid, Act::Tanh, Act::Silu] {
+        for (lead, k, n) in [(&[1][..], 1, 1), (&[3, 4], 5, 7), (&[17], 33, 9)] {
+            let inputs = vec![normal(1, &[lead, &[k]].concat()), normal(2, &[k, n]), normal(3, &[n])];
+            cases.push(
+                Case::new(format!("{act:?} {lead:?} {k}->{n}"), inputs, move |x| {
+                    vec![linear(&x[0], &x[1], Some(&x[2]), act)]
+                })
+                .composite(move |x| vec![composite(&x[0], &x[1], Some(&x[2]), act)]),
+            );
+        }
+    }
+    let inputs = vec![normal(1, &[6, 5]), normal(2, &[5, 4])];
+    cases.push(
+        Case::new("no bias", inputs, |x| vec![linear(&x[0], &x[1], None, Act::None)])
+            .composite(|x| vec![composite(&x[0], &x[1], None, Act::None)]),
+    );
+    let (m, k, n) = (12_544, 128, 128);
+    let inputs = vec![normal(4, &[m, k]), normal(5, &[k, n]), normal(6, &[n])];
+    cases.push(
+        Case::new("12544x128x128 relu", inputs, |x| vec![linear(&x[0], &x[1], Some(&x[2]), Act::Relu)])
+            .order(0)
+            .bench(4 * (m * k + m * n + k * n), 2 * m * n * k),
+    );
+    cases
+}
