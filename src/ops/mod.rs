@@ -12,11 +12,13 @@ pub mod binary;
 pub mod cast;
 pub mod conv;
 pub mod index;
+pub mod logistic_mixture;
 pub mod masked_conv;
 pub mod matmul;
 mod methods;
 pub mod reduce;
 pub mod shape;
+pub mod softmax;
 pub mod unary;
 
 use crate::random::Philox;
@@ -107,6 +109,8 @@ pub static OPS: &[&OpInfo] = &[
     &matmul::LINEAR,
     &conv::OP,
     &masked_conv::OP,
+    &softmax::OP,
+    &logistic_mixture::OP,
 ];
 
 /// Normal f64 inputs for cases: deterministic in `seed`.

@@ -43,7 +43,7 @@ fn runs(op: &str, rank: usize, axes: &[usize]) -> Vec<(usize, usize)> {
 }
 
 #[inline(always)]
-fn sum_block<T: Elem>(xs: &[T]) -> T::Acc {
+pub(crate) fn sum_block<T: Elem>(xs: &[T]) -> T::Acc {
     let zero = T::Acc::from_f64(0.0);
     let mut lanes = [zero; LANES];
     let mut chunks = xs.chunks_exact(LANES);
