@@ -18,7 +18,7 @@ impl WordStream {
     }
 
     fn word(&mut self) -> u32 {
-        if self.position % 4 == 0 {
+        if self.position.is_multiple_of(4) {
             self.block = self.rng.block((self.position / 4) as u32);
         }
         self.position += 1;

@@ -127,7 +127,7 @@ macro_rules! elem {
 elem!(f32, f32, |x| x, |x| x);
 elem!(f64, f64, |x| x, |x| x);
 elem!(bf16, f32, math::bf16_to_f32, math::f32_to_bf16);
-elem!(f16, f32, f16::to_f32, f16::from_f32);
+elem!(f16, f32, math::f16_to_f32, math::f32_to_f16);
 
 impl Float for f32 {
     #[inline(always)]
