@@ -1,1 +1,218 @@
-//! (in preparation)
+//! Split-conformal calibration: from a score to a p-value, from a false-alarm rate to a threshold.
+//!
+//! ```text
+//! p(x) = (1 + #{reference scores ≥ score(x)}) / (n + 1)          flagged at level α  ⟺  p(x) ≤ α
+//! ```
+//! When x and the n reference rows are exchangeable, and neither trained the model nor fitted the scorer,
+//! P(p(x) ≤ α) ≤ α for every α, whatever the model and the score (Vovk, Gammerman & Shafer 2005, "Algorithmic learning
+//! in a random world"; Laxhammar & Falkman 2010). The promise holds on average over reference sets; given one set
+//! of n rows the rate of false alarms scatters around α with a standard deviation of about √(α (1 − α) / n).
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::scorers::{self, Scorer};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The reference scores of one scorer, and what the scorer learned: enough to judge new scores, now or from a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Raw")]
+pub struct Calibration {
+    scorer: String,
+    state: Value,
+    /// Ascending, finite, at least one.
+    reference: Vec<f64>,
+}
+
+/// A calibration as a file has it: nothing about it is known.
+#[derive(Deserialize)]
+struct Raw {
+    scorer: String,
+    state: Value,
+    reference: Vec<f64>,
+}
+
+impl TryFrom<Raw> for Calibration {
+    type Error = Error;
+
+    fn try_from(raw: Raw) -> Result<Self> {
+        let found = Self::sorted(raw.scorer, raw.state, raw.reference)?;
+        found.scorer()?;
+        Ok(found)
+    }
+}
+
+impl Calibration {
+    /// Calibrates the fitted `scorer`, registered as `name`, by its scores of reference rows that it was not
+    /// fitted on.
+    ///
+    /// # Errors
+    /// Without scores, with a score that is not finite, or when the scorer is not fitted.
+    pub fn new(name: &str, scorer: &dyn Scorer, reference: &[f64]) -> Result<Self> {
+        Self::sorted(name.to_owned(), scorer.state()?, reference.to_vec())
+    }
+
+    fn sorted(scorer: String, state: Value, mut reference: Vec<f64>) -> Result<Self> {
+        if reference.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!("calibration of \"{scorer}\": no reference scores"),
+            ));
+        }
+        if let Some(row) = reference.iter().position(|s| !s.is_finite()) {
+            let message = format!("calibration of \"{scorer}\": row {row}: the score is {}", reference[row]);
+            return Err(Error::new(ErrorKind::NonFinite, message));
+        }
+        reference.sort_by(f64::total_cmp);
+        Ok(Self { scorer, state, reference })
+    }
+
+    /// The registry's name of the scorer.
+    pub fn name(&self) -> &str {
+        &self.scorer
+    }
+
+    /// n, the number of reference scores.
+    pub fn rows(&self) -> usize {
+        self.reference.len()
+    }
+
+    /// The scorer as it was when calibrated.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when no such scorer is registered, [`ErrorKind::Model`] when the saved state is not one
+    /// of this scorer.
+    pub fn scorer(&self) -> Result<Box<dyn Scorer>> {
+        let mut scorer = (scorers::find(&self.scorer)?.build)();
+        scorer.restore(&self.state)?;
+        Ok(scorer)
+    }
+
+    /// p of one score, between 1/(n + 1) and 1: small = more anomalous than nearly all of the reference. A NaN score
+    /// has no p-value (NaN).
+    pub fn p_value(&self, score: f64) -> f64 {
+        if score.is_nan() {
+            return f64::NAN;
+        }
+        let at_least = self.rows() - self.reference.partition_point(|r| *r < score);
+        (1 + at_least) as f64 / (self.rows() + 1) as f64
+    }
+
+    /// The smallest false-alarm rate that n reference rows can promise, 1/(n + 1).
+    pub fn smallest_alpha(&self) -> f64 {
+        1.0 / (self.rows() + 1) as f64
+    }
+
+    /// t such that `score > t` ⟺ `p_value(score) <= alpha`: the k-th largest reference score, k = ⌊α (n + 1)⌋.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when `alpha` is not in (0, 1), or below [`Self::smallest_alpha`] (says how many rows it
+    /// would take).
+    pub fn threshold(&self, alpha: f64) -> Result<f64> {
+        if !(alpha > 0.0 && alpha < 1.0) {
+            let message = format!("alpha: expected a false-alarm rate between 0 and 1, got {alpha}");
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        let (n, smallest) = (self.rows(), self.smallest_alpha());
+        if alpha < smallest {
+            let needed = (1.0 / alpha).ceil() - 1.0;
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "alpha: {n} reference rows can promise a false-alarm rate of {smallest:.2e} at best, got {alpha}; \
+                     this takes {needed} rows"
+                ),
+            ));
+        }
+        // The largest k with k/(n + 1) <= alpha in the arithmetic of `p_value`; alpha (n + 1) may round either way.
+        let fits = |k: usize| k as f64 / (n + 1) as f64 <= alpha;
+        let guess = (alpha * (n + 1) as f64) as usize;
+        let k = (guess.saturating_sub(1)..=guess + 1).rev().find(|&k| fits(k)).unwrap_or(1).clamp(1, n);
+        Ok(self.reference[n - k])
+    }
+
+    /// The share of `scores` that is flagged at `alpha`: of reference rows the measured false-alarm rate, of
+    /// anomalies the detection rate.
+    ///
+    /// # Errors
+    /// Those of [`Self::threshold`].
+    pub fn flagged(&self, scores: &[f64], alpha: f64) -> Result<f64> {
+        let threshold = self.threshold(alpha)?;
+        Ok(scores.iter().filter(|s| **s > threshold).count() as f64 / scores.len().max(1) as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Philox;
+    use crate::tensor::DType;
+
+    fn calibration(reference: &[f64]) -> Calibration {
+        Calibration::sorted("nll".into(), Value::Null, reference.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn p_values_by_hand() {
+        let c = calibration(&[3.0, 1.0, 2.0, 2.0]);
+        for (score, p) in [(0.0, 1.0), (1.0, 1.0), (1.5, 0.8), (2.0, 0.8), (2.5, 0.4), (3.0, 0.4), (3.5, 0.2)]
+        {
+            assert_eq!(c.p_value(score), p, "score {score}");
+        }
+        assert!(c.p_value(f64::NAN).is_nan());
+        assert_eq!(c.p_value(f64::INFINITY), 0.2);
+    }
+
+    #[test]
+    fn threshold_and_p_value_agree() {
+        for n in [1, 2, 9, 10, 19, 99, 100, 299] {
+            let c = calibration(&(0..n).map(|i| (i / 2) as f64).collect::<Vec<_>>());
+            let levels = (1..=n).map(|k| k as f64 / (n + 1) as f64).chain([0.05, 0.1, 0.3, 0.5, 0.7, 0.999]);
+            for alpha in levels.filter(|&a| a >= c.smallest_alpha()) {
+                let threshold = c.threshold(alpha).unwrap();
+                for score in (-1..=2 * n).map(|s| s as f64 / 4.0) {
+                    assert_eq!(
+                        score > threshold,
+                        c.p_value(score) <= alpha,
+                        "n {n} alpha {alpha} score {score}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn says_how_many_rows_an_alpha_takes() {
+        let c = calibration(&[0.0; 99]);
+        assert_eq!(c.smallest_alpha(), 0.01);
+        assert!(c.threshold(0.01).is_ok());
+        let message = c.threshold(0.001).unwrap_err().to_string();
+        assert!(message.contains("99 reference rows") && message.contains("999 rows"), "{message}");
+        for alpha in [0.0, 1.0, -0.1, f64::NAN] {
+            assert_eq!(c.threshold(alpha).unwrap_err().kind(), ErrorKind::Usage);
+        }
+        assert!(Calibration::sorted("nll".into(), Value::Null, vec![]).is_err());
+        assert!(Calibration::sorted("nll".into(), Value::Null, vec![0.0, f64::NAN]).is_err());
+    }
+
+    /// Over many reference sets the false-alarm rate at α = k/(n + 1) is exactly α; 4 standard deviations of the
+    /// binomial, and for ties (rounded scores) at most that.
+    #[test]
+    fn marginally_valid() {
+        let (n, trials) = (39, 20_000);
+        let scores = Philox::new(7).normal([trials, n + 1], DType::F64);
+        for (round, alphas) in [(false, [0.025, 0.1, 0.5]), (true, [0.025, 0.1, 0.5])] {
+            for alpha in alphas {
+                let flagged = scores.as_slice::<f64>().chunks(n + 1).filter(|row| {
+                    let row: Vec<f64> = row.iter().map(|x| if round { x.round() } else { *x }).collect();
+                    calibration(&row[1..]).p_value(row[0]) <= alpha
+                });
+                let (rate, spread) = (
+                    flagged.count() as f64 / trials as f64,
+                    4.0 * (alpha * (1.0 - alpha) / trials as f64).sqrt(),
+                );
+                assert!(rate <= alpha + spread, "alpha {alpha}: {rate}");
+                assert!(round || rate >= alpha - spread, "alpha {alpha}: {rate}");
+            }
+        }
+    }
+}
