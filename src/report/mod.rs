@@ -1,9 +1,16 @@
-//! Reports: metrics, result rows, terminal table, the HTML page.
+//! Reports: metrics, result rows, the terminal's table, and one self-contained HTML page.
 
+mod finding;
+mod heat;
+mod html;
 pub mod metrics;
+mod page;
 pub mod png;
 mod rows;
+mod svg;
 
+pub use finding::{Finding, finding};
+pub use page::{Calibrated, Curve, Gallery, Image, Page, Set, Shot, extremes};
 pub use rows::{Row, table, warnings};
 
 /// −log₂ p(x) per dimension from log p(x) in nats: `−nats / (dims · ln 2)`.
