@@ -100,6 +100,7 @@ pub fn finding(rows: &[Row]) -> Finding {
         return Finding { headline, paragraph: paragraph.to_owned() };
     }
     let mut sentences: Vec<String> = verdicts.iter().map(sentence).collect();
+    sentences.push("Ranges are 95% bootstrap intervals.".to_owned());
     if verdicts.iter().any(|v| v.best.is_some()) {
         sentences.push(
             "The best score was named after seeing these figures; to rely on one, choose it before."
@@ -192,7 +193,7 @@ fn sentence(v: &Verdict) -> String {
 }
 
 fn figures(row: &Row) -> String {
-    format!("AUROC {:.3}, 95% interval {:.3} to {:.3}", row.auroc, row.auroc_low, row.auroc_high)
+    format!("AUROC {:.3}, {:.3} to {:.3}", row.auroc, row.auroc_low, row.auroc_high)
 }
 
 fn percent(share: f64) -> String {

@@ -155,7 +155,7 @@ impl Page {
              <span>chance</span><span>1</span></th><th scope=\"col\">AUROC</th><th scope=\"col\">95% interval</th>\
              <th scope=\"col\">AUPR in</th><th scope=\"col\">AUPR out</th><th scope=\"col\">FPR95</th></tr></thead>\n",
         );
-        for verdict in Verdict::all(&self.rows) {
+        for (i, verdict) in Verdict::all(&self.rows).iter().enumerate() {
             let rows: Vec<&Row> = self.rows.iter().filter(|r| r.other == verdict.other).collect();
             let best = rows
                 .iter()
@@ -173,7 +173,8 @@ impl Page {
                 Text(&n.model)
             );
             for row in rows {
-                body.push_str(&table_row(row, row.auroc == best && !judges_batches(&row.scorer)));
+                let best = row.auroc == best && !judges_batches(&row.scorer);
+                body.push_str(&table_row(row, best, i == 0));
             }
             body.push_str("</tbody>\n");
         }
@@ -241,7 +242,8 @@ impl Page {
         }
         let intro = match scale {
             Some(_) => {
-                "The images at both ends of each ranking. Beside each image, the surprisal of its pixels: bright \
+                "The images at both ends of each ranking, with score, p-value and row. Beside each, the surprisal of \
+                 its pixels: bright \
                         pixels are those that the model did not expect, given the ones before."
             }
             None => "The images at both ends of each ranking.",
@@ -326,7 +328,11 @@ fn tile(v: &Verdict) -> Option<String> {
     let figure = |row: &Row| {
         format!(
             "<div class=\"figure{}\"><b>{:.3}</b><span>{}</span></div>",
-            if row.auroc < 0.5 { " bad" } else { "" },
+            match row.auroc {
+                a if a < 0.5 => " bad",
+                a if a >= 0.9 => " good",
+                _ => "",
+            },
             row.auroc,
             Text(if row.scorer == "nll" { "raw likelihood" } else { &row.scorer })
         )
@@ -339,7 +345,8 @@ fn tile(v: &Verdict) -> Option<String> {
     ))
 }
 
-fn table_row(row: &Row, best: bool) -> String {
+/// A row of the table; `explained` once per scorer is enough.
+fn table_row(row: &Row, best: bool, explained: bool) -> String {
     let class = match (best, row.auroc < 0.5) {
         (true, _) => " class=\"best\"",
         (false, true) => " class=\"misled\"",
@@ -350,7 +357,7 @@ fn table_row(row: &Row, best: bool) -> String {
         (_, true) => " <em>misled</em>",
         _ => "",
     };
-    let about = scorers::find(&row.scorer).ok().and_then(|info| {
+    let about = scorers::find(&row.scorer).ok().filter(|_| explained).and_then(|info| {
         let (_, text) = FAMILIES.iter().find(|(family, _)| *family == info.family)?;
         let batch = rows_per_score(info.name);
         let batch = if batch > 1 { format!(" One score per {batch} rows.") } else { String::new() };
@@ -407,10 +414,10 @@ fn shot_html(shot: &Shot, scale: Option<f64>) -> String {
             heat::data_uri(map, h, w, top)
         );
     }
-    let p = p_value.map(|p| format!("<span>p {}</span>", significant(p))).unwrap_or_default();
+    let p = p_value.map(|p| format!("<span>p {}</span>", probability(p))).unwrap_or_default();
     let _ = write!(
         html,
-        "</div><figcaption><b>{}</b>{p}<span>row {row}</span></figcaption></figure>",
+        "</div><figcaption><b>{}</b>{p}<span>#{row}</span></figcaption></figure>",
         significant(*score)
     );
     html
@@ -446,6 +453,10 @@ fn wilson(hits: usize, n: usize) -> (f64, f64) {
     let center = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
     let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
     ((center - half).max(0.0), (center + half).min(1.0))
+}
+
+fn probability(p: f64) -> String {
+    if p < 0.001 { "&lt; 0.001".to_owned() } else { format!("{p:.3}") }
 }
 
 /// About three significant digits, all digits before the point.

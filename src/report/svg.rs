@@ -5,7 +5,6 @@ use std::fmt::Write;
 
 /// Side of the square that all paths are drawn in; the page stretches it to the chart.
 const SIDE: f64 = 1000.0;
-const BINS: usize = 64;
 
 /// Histograms of several sets on one axis, each with an area of 1; values beyond the axis enter the end bins.
 ///
@@ -28,48 +27,47 @@ pub(super) fn histogram(sets: &[(&str, &[f64])], unit: &str) -> String {
     let (low, high) = (low - margin, high + margin);
     let x = |v: f64| (v - low) / (high - low);
 
-    let bins: Vec<[f64; BINS]> = sorted
+    let smallest = sorted.iter().map(|(_, v)| v.len()).filter(|n| *n > 0).min().unwrap_or(1);
+    // Enough bins to show a shape, few enough to leave the noise of the smallest set out.
+    let n_bins = ((2.4 * (smallest as f64).sqrt()) as usize).clamp(12, 64);
+    let bins: Vec<Vec<f64>> = sorted
         .iter()
         .map(|(_, values)| {
-            let mut bins = [0.0; BINS];
+            let mut bins = vec![0.0; n_bins];
             for v in values {
-                bins[((x(*v) * BINS as f64) as usize).min(BINS - 1)] += 1.0 / values.len() as f64;
+                bins[((x(*v) * n_bins as f64) as usize).min(n_bins - 1)] += 1.0 / values.len() as f64;
             }
             bins
         })
         .collect();
     let top = bins.iter().flatten().fold(0.0, |a: f64, b| a.max(*b)).max(1e-12) * 1.04;
 
-    let mut svg = String::new();
-    let mut legend = String::new();
-    for (i, ((name, values), bins)) in sorted.iter().zip(&bins).enumerate() {
-        let mut steps = String::new();
-        for (bin, share) in bins.iter().enumerate() {
-            let y = SIDE * (1.0 - share / top);
-            let edge = |b: usize| b as f64 * SIDE / BINS as f64;
-            let _ = write!(steps, "L{:.1} {y:.1}L{:.1} {y:.1}", edge(bin), edge(bin + 1));
-        }
-        let _ = write!(
-            svg,
-            r#"<path class="area c{c}" d="M0 {SIDE}{steps}L{SIDE} {SIDE}Z"/><path class="line c{c}" d="M0 {SIDE}{steps}L{SIDE} {SIDE}"/>"#,
-            c = i % 6
-        );
-        if let Some(median) = (!values.is_empty()).then(|| super::metrics::quantile(values, 0.5)) {
-            let at = x(median) * SIDE;
-            let _ = write!(svg, r#"<path class="median c{}" d="M{at:.1} {SIDE}V0"/>"#, i % 6);
-            let _ = write!(
-                legend,
-                r#"<li><i class="swatch c{}"></i><b>{}</b> <span>{} rows, median {median:.2}</span></li>"#,
-                i % 6,
-                Text(name),
-                values.len()
-            );
-        }
-    }
-    let mut ticks = String::new();
+    let (mut svg, mut ticks, mut legend) = (String::new(), String::new(), String::new());
     for (at, label) in nice_ticks(low, high, 6) {
         let _ = write!(svg, r#"<path class="grid" d="M{0:.1} 0V{SIDE}"/>"#, x(at) * SIDE);
         let _ = write!(ticks, r#"<span style="left:{:.2}%">{label}</span>"#, x(at) * 100.0);
+    }
+    for (i, ((name, values), bins)) in sorted.iter().zip(&bins).enumerate() {
+        let Some(first) = bins.iter().position(|b| *b > 0.0) else { continue };
+        let last = bins.iter().rposition(|b| *b > 0.0).unwrap_or(first);
+        let edge = |bin: usize| bin as f64 * SIDE / n_bins as f64;
+        let mut outline = format!("M{:.1} {SIDE}", edge(first));
+        for bin in first..=last {
+            let _ = write!(outline, "V{:.1}H{:.1}", SIDE * (1.0 - bins[bin] / top), edge(bin + 1));
+        }
+        let _ = write!(outline, "V{SIDE}");
+        let (c, median) = (i % 6, super::metrics::quantile(values, 0.5));
+        let _ = write!(
+            svg,
+            r#"<path class="area c{c}" d="{outline}Z"/><path class="line c{c}" d="{outline}"/><path class="median c{c}" d="M{:.1} {SIDE}V0"/>"#,
+            x(median) * SIDE
+        );
+        let _ = write!(
+            legend,
+            r#"<li><i class="swatch c{c}"></i><b>{}</b> <span>{} rows, median {median:.2}</span></li>"#,
+            Text(name),
+            values.len()
+        );
     }
     let names: Vec<&str> = sets.iter().map(|s| s.0).collect();
     format!(
