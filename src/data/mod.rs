@@ -17,7 +17,7 @@ mod write;
 
 pub use dataset::Dataset;
 pub use demo::{Demo, demo, demo_folder};
-pub use write::{grid, png, write_npy, write_png};
+pub use write::{encode_png, grid, png, write_npy, write_png};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::path::Path;

@@ -26,7 +26,7 @@ impl WordStream {
     }
 
     /// An exactly uniform integer in `0..n` (Lemire 2019: multiply, reject the few biased words).
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         loop {
             let word = self.word() as u64 | (self.word() as u64) << 32;
             let product = word as u128 * n as u128;

@@ -40,8 +40,8 @@ fn to_bits(nats: f32) -> f64 {
 }
 
 fn color(share: f64) -> [u8; 3] {
-    // `max` first: it turns NaN into 0.
-    let at = share.max(0.0).min(1.0) * (RAMP.len() - 1) as f64;
+    // NaN is not above 0 either.
+    let at = if share > 0.0 { share.min(1.0) } else { 0.0 } * (RAMP.len() - 1) as f64;
     let i = (at as usize).min(RAMP.len() - 2);
     let mix = |a: u8, b: u8| (a as f64 + (b as f64 - a as f64) * (at - i as f64)).round() as u8;
     std::array::from_fn(|c| mix(RAMP[i][c], RAMP[i + 1][c]))

@@ -62,11 +62,11 @@ impl Page {
     /// The page as one self-contained HTML document. The same page always gives the same text.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
              content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
-             <meta name=\"generator\" content=\"surprisal {}\">\n<title>{}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n",
+             <meta name=\"generator\" content=\"surprisal {}\">\n<title>{}</title>\n<style>\n{CSS}</style>\n</head>\n<body>",
             env!("CARGO_PKG_VERSION"),
             Text(&self.title)
         );
@@ -79,9 +79,9 @@ impl Page {
         self.calibration(&mut out);
         self.meaning(&mut out);
         self.run(&mut out);
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "</main>\n<footer>Written by surprisal {}. Higher scores are more anomalous.</footer>\n</body>\n</html>\n",
+            "</main>\n<footer>Written by surprisal {}. Higher scores are more anomalous.</footer>\n</body>\n</html>",
             env!("CARGO_PKG_VERSION")
         );
         out
@@ -97,16 +97,16 @@ impl Page {
 
     fn header(&self, out: &mut String) {
         let said = finding(&self.rows);
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<header>\n<p class=\"eyebrow\">{}</p>\n<h1>{}</h1>\n<p class=\"lede\">{}</p>\n",
+            "<header>\n<p class=\"eyebrow\">{}</p>\n<h1>{}</h1>\n<p class=\"lede\">{}</p>",
             Text(&self.title),
             Text(&said.headline),
             Text(&said.paragraph)
         );
         let tiles: Vec<String> = Verdict::all(&self.rows).iter().filter_map(tile).collect();
         if !tiles.is_empty() {
-            let _ = write!(out, "<div class=\"tiles\">{}</div>\n", tiles.concat());
+            let _ = writeln!(out, "<div class=\"tiles\">{}</div>", tiles.concat());
         }
         out.push_str("</header>\n");
     }
@@ -134,10 +134,10 @@ impl Page {
         let mut body = self.table();
         let panels = self.panels();
         if !panels.is_empty() {
-            let _ = write!(
+            let _ = writeln!(
                 body,
                 "<h3>ROC curves</h3>\n<p>Across: the share of reference rows flagged. Up: the share of anomalies found. \
-                 The dashed diagonal is a coin.</p>\n<div class=\"panels\">{panels}</div>\n"
+                 The dashed diagonal is a coin.</p>\n<div class=\"panels\">{panels}</div>"
             );
         }
         section(
@@ -162,10 +162,10 @@ impl Page {
                 .filter(|r| !judges_batches(&r.scorer))
                 .fold(f64::NEG_INFINITY, |best, r| best.max(r.auroc));
             let n = rows.iter().find(|r| !judges_batches(&r.scorer)).unwrap_or(&rows[0]);
-            let _ = write!(
+            let _ = writeln!(
                 body,
                 "<tbody>\n<tr class=\"group\"><th colspan=\"7\" scope=\"rowgroup\">{} <span>{} rows, against {} of {} \
-                 ({})</span></th></tr>\n",
+                 ({})</span></th></tr>",
                 Text(verdict.other),
                 n.n_other,
                 n.n_reference,
@@ -229,9 +229,9 @@ impl Page {
         let scale = heat::scale(shots().filter_map(|s| s.surprisal.as_deref()));
         let mut body = String::new();
         if let Some(top) = scale {
-            let _ = write!(
+            let _ = writeln!(
                 body,
-                "<p class=\"ramp\"><span>0</span><i style=\"background:{}\"></i><span>{top:.1} bits or more</span></p>\n",
+                "<p class=\"ramp\"><span>0</span><i style=\"background:{}\"></i><span>{top:.1} bits or more</span></p>",
                 heat::css_gradient()
             );
         }
@@ -243,10 +243,9 @@ impl Page {
         let intro = match scale {
             Some(_) => {
                 "The images at both ends of each ranking, with score, p-value and row. Beside each, the surprisal of \
-                 its pixels: bright \
-                        pixels are those that the model did not expect, given the ones before."
+                 its pixels: bright pixels are those that the model did not expect, given the ones before."
             }
-            None => "The images at both ends of each ranking.",
+            None => "The images at both ends of each ranking, with score, p-value and row.",
         };
         section(out, "The most and the least anomalous", intro, &body);
     }
@@ -295,7 +294,7 @@ impl Page {
     fn meaning(&self, out: &mut String) {
         let mut body = String::from("<dl class=\"glossary\">\n");
         for (term, text) in GLOSSARY {
-            let _ = write!(body, "<div><dt>{}</dt><dd>{}</dd></div>\n", Text(term), Text(text));
+            let _ = writeln!(body, "<div><dt>{}</dt><dd>{}</dd></div>", Text(term), Text(text));
         }
         body.push_str("</dl>\n");
         section(out, "What the numbers mean", "", &body);
@@ -307,7 +306,7 @@ impl Page {
         }
         let mut body = String::from("<dl class=\"settings\">\n");
         for (key, value) in &self.settings {
-            let _ = write!(body, "<div><dt>{}</dt><dd>{}</dd></div>\n", Text(key), Text(value));
+            let _ = writeln!(body, "<div><dt>{}</dt><dd>{}</dd></div>", Text(key), Text(value));
         }
         body.push_str("</dl>\n");
         section(out, "The run", "", &body);
@@ -315,11 +314,11 @@ impl Page {
 }
 
 fn section(out: &mut String, title: &str, intro: &str, body: &str) {
-    let _ = write!(out, "<section>\n<h2>{}</h2>\n", Text(title));
+    let _ = writeln!(out, "<section>\n<h2>{}</h2>", Text(title));
     if !intro.is_empty() {
-        let _ = write!(out, "<p>{}</p>\n", Text(intro));
+        let _ = writeln!(out, "<p>{}</p>", Text(intro));
     }
-    let _ = write!(out, "{body}</section>\n");
+    let _ = writeln!(out, "{body}</section>");
 }
 
 /// Raw and best AUROC of one other set, side by side.
@@ -466,7 +465,7 @@ fn significant(x: f64) -> String {
         a if a >= 10.0 => 1,
         a if a >= 1.0 => 2,
         a if a >= 0.01 => 3,
-        a if a == 0.0 => 0,
+        0.0 => 0,
         _ => 5,
     };
     format!("{x:.decimals$}").replace('-', "−")

@@ -5,7 +5,7 @@ mod heat;
 mod html;
 pub mod metrics;
 mod page;
-pub mod png;
+mod png;
 mod rows;
 mod svg;
 

@@ -15,7 +15,7 @@
 //! L includes the file's fixed overhead (57 bytes for PNG), which shifts all scores of one shape alike.
 
 use super::{Evidence, Fit, Scorer, ScorerInfo};
-use crate::data::Dataset;
+use crate::data::{Dataset, encode_png};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::Kind;
 use rayon::prelude::*;
@@ -122,7 +122,7 @@ pub fn compressed_bits(data: &Dataset, compressor: Compressor) -> Result<Vec<f64
     let rows = bytes.par_chunks(size).enumerate();
     match compressor {
         Compressor::Png => rows
-            .map(|(_, pixels)| crate::report::png::encode(pixels, [shape[1], shape[2], shape[3]]))
+            .map(|(_, pixels)| encode_png(pixels, [shape[1], shape[2], shape[3]]))
             .map(|file| bits(file.len()))
             .map(Ok)
             .collect(),
