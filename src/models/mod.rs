@@ -103,6 +103,26 @@ pub struct SampleOptions {
     pub label: Option<i32>,
 }
 
+impl SampleOptions {
+    /// Whether `model` with `classes` classes (0: unconditional) can be sampled so.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for a temperature that is not positive, and a label that is missing, out of range or
+    /// of no use.
+    pub fn check(&self, model: &str, classes: usize) -> Result<()> {
+        let fail = |what: String| Err(Error::new(ErrorKind::Usage, format!("{model}: {what}")));
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return fail(format!("a temperature of {}; expected a positive number", self.temperature));
+        }
+        match self.label {
+            Some(l) if classes == 0 => fail(format!("label {l} for a model without classes")),
+            Some(l) if l < 0 || l as usize >= classes => fail(format!("label {l}; expected 0..{classes}")),
+            None if classes > 0 => fail(format!("a label in 0..{classes} is needed")),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for SampleOptions {
     fn default() -> Self {
         Self { temperature: 1.0, label: None }
@@ -154,4 +174,4 @@ pub struct ModelInfo {
 pub type Registry<'a> = &'a [&'static ModelInfo];
 
 /// All models.
-pub static MODELS: &[&ModelInfo] = &[];
+pub static MODELS: &[&ModelInfo] = &[&autoregressive::pixelcnn::INFO, &autoregressive::pixelcnn_pp::INFO];

@@ -3,7 +3,7 @@
 //! Gradients are written in primitives: dx = g f'(x).
 
 use super::{Case, OpInfo, cast::cast, normal};
-use crate::autograd::{Back, Recipe, record};
+use crate::autograd::{self, Back, Recipe, record};
 use crate::cpu::{par, simd};
 use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
@@ -130,6 +130,17 @@ unary!(
     /// The largest integer not above x; derivative 0.
     floor, |x| F::from_f64(x.to_f64().floor()), |_, x| Tensor::zeros(x.shape(), x.dtype())
 );
+
+/// [`relu`] for consumers that all zero the gradient where this is 0 (`ConvSpec::gates_input`): its own backward is
+/// nothing.
+pub(crate) fn gated_relu(x: &Tensor) -> Tensor {
+    if autograd::in_higher_order() {
+        return relu(x);
+    }
+    let y = autograd::no_grad(|| relu(x));
+    let [y] = record(Recipe::fused("gated_relu"), &[x], [y], |b| vec![Some(b.grad(0))]);
+    y
+}
 
 /// `mul` · x + `add`.
 #[track_caller]
