@@ -4,7 +4,8 @@
 //! known, its configuration builds, and its tensors are exactly those of the model.
 
 use super::container::{self, Container};
-use super::{Input, MODELS, Model, Registry, config};
+use super::{Input, Kind, MODELS, Model, Registry, config};
+use crate::calibrate::Calibration;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Philox;
@@ -35,7 +36,7 @@ pub struct Meta {
     /// How it was trained and how far it got.
     pub training: Option<Value>,
     /// What held-out data looks like under it.
-    pub calibration: Option<Calibration>,
+    pub calibration: Option<HeldOut>,
 }
 
 /// What a model was trained on.
@@ -57,26 +58,19 @@ pub struct DataStats {
     pub fingerprint: String,
 }
 
-/// Scores of held-out data that the model was not trained on, so that a score has a p-value without further data.
-///
-/// The held-out rows are split: the first half fits the scorers, the second half calibrates them.
+/// What held-out data looks like, so that a score has a p-value without further data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Calibration {
+pub struct HeldOut {
     /// Fingerprint of the held-out rows.
     pub fingerprint: String,
+    /// Shape of one row.
+    pub shape: Vec<usize>,
+    /// What the numbers in `nats` are.
+    pub kind: Kind,
     /// log p of every held-out row, nats.
     pub nats: Vec<f64>,
-    /// For each scorer that needs the model alone: its fitted state and the scores of the calibrating half.
-    pub scorers: BTreeMap<String, CalibratedScorer>,
-}
-
-/// A fitted scorer and its scores of held-out data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CalibratedScorer {
-    /// What the scorer learned.
-    pub state: Value,
-    /// Scores of held-out rows.
-    pub scores: Vec<f64>,
+    /// The scorers that need this model alone, fitted on the first half of the rows and calibrated by the second.
+    pub scorers: Vec<Calibration>,
 }
 
 impl DataStats {

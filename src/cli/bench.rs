@@ -1,0 +1,185 @@
+//! `bench`: the time of one training step (forward, backward, Adam) or one sampling call on synthetic inputs.
+
+use super::{Common, output};
+use crate::autograd;
+use crate::error::{Error, ErrorKind, Result, nearest};
+use crate::models::{Batch, MODELS, Model, SampleOptions, config};
+use crate::random::Philox;
+use crate::tensor::{DType, Tensor};
+use crate::train::{FitOptions, Optimiser};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The workload; all when none is named
+    name: Option<String>,
+    /// For how long
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    seconds: f64,
+    /// Mixed precision: off or bf16
+    #[arg(long, default_value = "off", value_parser = ["off", "bf16"])]
+    amp: String,
+    /// Multiplies the batch of the training workloads
+    #[arg(long, default_value_t = 1.0, value_name = "K")]
+    batch_scale: f64,
+    /// List the workloads
+    #[arg(long)]
+    list: bool,
+}
+
+/// What is timed.
+#[derive(Clone, Copy, PartialEq)]
+enum Task {
+    /// A training step on uniform values in [0, 1).
+    TrainUniform,
+    /// A training step on random bytes.
+    TrainBytes,
+    /// Drawing a batch of samples.
+    Sample,
+}
+
+/// A workload: a preset, a batch, a task.
+struct Workload {
+    name: &'static str,
+    preset: &'static str,
+    batch: usize,
+    task: Task,
+}
+
+/// All workloads.
+const WORKLOADS: &[Workload] = &[
+    Workload { name: "glow28", preset: "glow28", batch: 64, task: Task::TrainUniform },
+    Workload { name: "pixelcnn28", preset: "pixelcnn28", batch: 32, task: Task::TrainBytes },
+    Workload { name: "pixelcnn28_sample", preset: "pixelcnn28", batch: 16, task: Task::Sample },
+];
+
+/// Calls before the clock starts.
+const WARM_UP: usize = 3;
+
+#[derive(Serialize)]
+struct Line {
+    name: &'static str,
+    version: &'static str,
+    target: &'static str,
+    device: String,
+    threads: usize,
+    isa: String,
+    params: usize,
+    batch: usize,
+    steps: usize,
+    median_s: f64,
+    min_s: f64,
+    samples_per_s: f64,
+}
+
+/// Times and prints one line per workload.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    if args.list {
+        return output::print(&WORKLOADS.iter().map(|w| format!("{}\n", w.name)).collect::<String>());
+    }
+    if args.amp != "off" {
+        return Err(Error::new(ErrorKind::Device, "--amp bf16: the CPU trains in f32; expected off"));
+    }
+    if !(args.seconds >= 0.0 && args.batch_scale > 0.0 && args.seconds < 1e6 && args.batch_scale < 1e6) {
+        return Err(Error::new(ErrorKind::Usage, "--seconds and --batch-scale: expected numbers above 0"));
+    }
+    let chosen: Vec<&Workload> = match &args.name {
+        None => WORKLOADS.iter().collect(),
+        Some(name) => match WORKLOADS.iter().find(|w| w.name == name) {
+            Some(w) => vec![w],
+            None => {
+                let hint = nearest(name, WORKLOADS.iter().map(|w| w.name));
+                return Err(Error::new(ErrorKind::Usage, format!("there is no workload \"{name}\"; {hint}")));
+            }
+        },
+    };
+    for workload in chosen {
+        let line = time(workload, args, common)?;
+        if common.json {
+            output::print(&(output::json(&line, false)? + "\n"))?;
+        } else {
+            output::print(&format!(
+                "{:18} {:9.1} samples/s  median {:.4} s  min {:.4} s  {} steps of {}  {} parameters\n",
+                line.name, line.samples_per_s, line.median_s, line.min_s, line.steps, line.batch, line.params
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
+    let recipe = config::find(MODELS, workload.preset)?;
+    let seed = common.seed.unwrap_or(0);
+    let model = recipe.build()?;
+    let mut rng = Philox::new(seed).fork(0);
+    let (mut step, batch): (Box<dyn FnMut() -> Result<()>>, usize) = match workload.task {
+        Task::Sample => {
+            let (n, model) = (workload.batch, &*model);
+            let draw = move || model.sample(n, &SampleOptions::default(), &mut rng).map(drop);
+            (Box::new(draw), n)
+        }
+        task => {
+            let n = ((workload.batch as f64 * args.batch_scale).round() as usize).max(1);
+            let batch = Batch::new(inputs(task, n, &model.input().shape, &mut rng));
+            let mut optimiser = Optimiser::new(model.params(), false);
+            let options = FitOptions { lr: 1e-4, ..Default::default() };
+            let model: &dyn Model = &*model;
+            let train = move || {
+                train_step(model, &batch, &mut rng, &mut optimiser, &options);
+                Ok(())
+            };
+            (Box::new(train), n)
+        }
+    };
+    for _ in 0..WARM_UP {
+        step()?;
+    }
+    let (mut times, end) = (Vec::new(), Instant::now() + Duration::from_secs_f64(args.seconds));
+    while times.len() < 3 || Instant::now() < end {
+        let start = Instant::now();
+        step()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    drop(step);
+    times.sort_by(f64::total_cmp);
+    let median_s = times[times.len() / 2];
+    Ok(Line {
+        name: workload.name,
+        version: env!("CARGO_PKG_VERSION"),
+        target: env!("SURPRISAL_TARGET"),
+        device: common.device.clone(),
+        threads: rayon::current_num_threads(),
+        isa: format!("{:?}", crate::cpu::simd::isa()).to_lowercase(),
+        params: model.params().count(),
+        batch,
+        steps: times.len(),
+        median_s,
+        min_s: times[0],
+        samples_per_s: batch as f64 / median_s,
+    })
+}
+
+fn inputs(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {
+    let sizes: Vec<usize> = [n].iter().chain(shape).copied().collect();
+    if task == Task::TrainUniform {
+        return rng.uniform(&sizes, DType::F32);
+    }
+    let bytes = rng.randint(0, 256, &sizes);
+    let bytes = bytes.as_slice::<i32>();
+    Tensor::from_fn(&sizes, |i| bytes[i] as u8)
+}
+
+fn train_step(
+    model: &dyn Model,
+    batch: &Batch,
+    rng: &mut Philox,
+    optimiser: &mut Optimiser,
+    options: &FitOptions,
+) {
+    let loss = model.log_prob(batch, rng).nats.mean_all().affine(-1.0, 0.0);
+    let leaves = optimiser.leaves();
+    let grads = autograd::backward(loss, &leaves.iter().collect::<Vec<_>>());
+    drop(leaves);
+    optimiser.step(&grads, options.lr, 1.0, options);
+}

@@ -1,0 +1,167 @@
+//! `train`: fit a model to data and write what scoring needs.
+
+use super::evidence::Known;
+use super::progress::{self, Training, say};
+use super::{Common, inputs, output};
+use crate::data::Dataset;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::config::{self, Recipe};
+use crate::models::file::{self, DataStats, HeldOut, Meta};
+use crate::models::{MODELS, Model};
+use crate::train::{Checkpoints, Fit, FitOptions, checkpoint, fit};
+use std::path::{Path, PathBuf};
+
+/// Mutation rate of background models unless `train.mutation` is set: the upper end of the rates that Ren et al. 2019
+/// tried.
+pub const BACKGROUND_MUTATION: f64 = 0.3;
+/// The most held-out rows that are kept for calibration: they promise false-alarm rates down to 0.001.
+const MAX_HELD_OUT: usize = 2000;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A model, a preset, or a TOML file that starts with preset = "..." (not needed with --resume)
+    #[arg(required_unless_present = "resume")]
+    model: Option<String>,
+    /// Training data: IDX, npy, npz, or a folder of images
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Validation data, instead of setting aside a part of the training data
+    #[arg(long, value_name = "PATH")]
+    validation: Option<PathBuf>,
+    #[command(flatten)]
+    reading: inputs::Reading,
+    /// Override a setting, e.g. --set train.epochs=4; `info PRESET` lists them
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Folder for model.safetensors and the checkpoint [default: surprisal-out/PRESET]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    out: Option<PathBuf>,
+    /// Replace the model that is already in the folder
+    #[arg(long)]
+    overwrite: bool,
+    /// Continue the run in this folder, bit for bit
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
+    /// Train a background model for likelihood ratios: on inputs with random bytes mixed in
+    #[arg(long)]
+    background: bool,
+}
+
+/// Trains, calibrates, writes.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let mut recipe = recipe(args)?;
+    if let Some(seed) = common.seed {
+        recipe.train.seed = seed;
+    }
+    recipe.set(&args.set)?;
+    if args.background && recipe.train.mutation == 0.0 {
+        recipe.train.mutation = BACKGROUND_MUTATION;
+    }
+    let data = args.reading.open(&args.data)?;
+    let validation = args.validation.as_ref().map(|path| args.reading.open(path)).transpose()?;
+    if args.resume.is_none()
+        && !args.set.iter().any(|s| s.starts_with("shape="))
+        && recipe.adapt(data.example_shape())
+    {
+        let note =
+            format!("{}: shape set to {:?}, that of {}", recipe.preset, data.example_shape(), data.name);
+        say(common, note);
+    }
+    let dir = match (&args.resume, &args.out) {
+        (Some(dir), _) | (None, Some(dir)) => dir.clone(),
+        (None, None) => {
+            let name = Path::new(&recipe.preset).file_stem().unwrap_or_default().to_string_lossy();
+            let suffix = if args.background { "-background" } else { "" };
+            Path::new("surprisal-out").join(format!("{name}{suffix}"))
+        }
+    };
+    if args.resume.is_none() && !args.overwrite && dir.join(checkpoint::MODEL).exists() {
+        let dir = dir.display();
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("{dir} holds a model already: --resume {dir} continues it, --overwrite replaces it"),
+        ));
+    }
+    inputs::writable(&dir)?;
+    let trained = train(common, &recipe, data, validation, &dir, args.resume.is_some())?;
+    let path = dir.join(checkpoint::MODEL);
+    if common.json {
+        let report = serde_json::json!({
+            "path": path, "model": recipe.info.name, "preset": recipe.preset,
+            "seconds": trained.fit.seconds, "training": trained.fit,
+        });
+        output::print(&(output::json(&report, true)? + "\n"))
+    } else {
+        output::print(&format!("{}\n", path.display()))
+    }
+}
+
+fn recipe(args: &Args) -> Result<Recipe> {
+    let Some(dir) = &args.resume else {
+        return config::find(MODELS, args.model.as_deref().unwrap_or_default());
+    };
+    let origin = checkpoint::origin(dir)?;
+    let info = config::find_model(MODELS, &origin.model)?;
+    Ok(Recipe { info, preset: origin.preset, config: origin.config, train: origin.options })
+}
+
+/// A trained model with what its file says.
+pub struct Trained {
+    /// The model, with the weights that were kept.
+    pub model: Box<dyn Model>,
+    /// The description in its file.
+    pub meta: Meta,
+    /// How it went.
+    pub fit: Fit,
+}
+
+/// Trains the model of `recipe` on `data` and writes it to `dir` with its calibration; a part of `data` is set aside
+/// for validation unless `validation` is given.
+pub fn train(
+    common: &Common,
+    recipe: &Recipe,
+    data: Dataset,
+    validation: Option<Dataset>,
+    dir: &Path,
+    resume: bool,
+) -> Result<Trained> {
+    progress::catch_interrupts()?;
+    let model = recipe.build()?;
+    model.input().check(&data)?;
+    let (data, validation) = match validation {
+        None if recipe.train.validation > 0.0 => {
+            let (rest, aside) = data.split(recipe.train.validation, recipe.train.seed)?;
+            (rest, Some(aside))
+        }
+        validation => (data, validation),
+    };
+    let meta = Meta { data: Some(DataStats::of(&data)), ..Meta::new(recipe, &*model) };
+    let checkpoints = Checkpoints { dir: dir.into(), meta: meta.clone(), resume };
+    let options = FitOptions { checkpoints: Some(checkpoints), ..recipe.train.clone() };
+    let background = if options.mutation > 0.0 { " (background)" } else { "" };
+    let images = data.example_shape().len() == 3;
+    let mut observer = Training::new(common, format!("{}{background}", recipe.preset), images);
+    let fit = fit(&*model, &data, validation.as_ref(), &options, &mut observer)?;
+    drop(observer);
+    let calibration =
+        validation.map(|held_out| calibrate(common, &*model, &options, &held_out)).transpose()?;
+    let training = serde_json::to_value(&fit)
+        .map_err(|e| Error::new(ErrorKind::Model, format!("training summary: {e}")))?;
+    let meta = Meta { training: Some(training), calibration, ..meta };
+    file::save(dir.join(checkpoint::MODEL), &file::tensors(&*model), &meta)?;
+    Ok(Trained { model, meta, fit })
+}
+
+/// Fits and calibrates every scorer that needs this model alone.
+fn calibrate(common: &Common, model: &dyn Model, options: &FitOptions, rows: &Dataset) -> Result<HeldOut> {
+    let rows = rows.take(MAX_HELD_OUT);
+    let found = inputs::evaluate(common, model, options.seed, &rows)?;
+    let known = Known { data: rows, nats: found.nats, kind: found.kind, background: None };
+    Ok(HeldOut {
+        fingerprint: file::fingerprint(&known.data.values),
+        shape: known.data.example_shape().to_vec(),
+        kind: known.kind,
+        scorers: known.calibrations()?,
+        nats: known.nats,
+    })
+}

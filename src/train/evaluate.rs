@@ -1,0 +1,93 @@
+//! Log-likelihoods of whole data sets.
+
+use crate::autograd::no_grad;
+use crate::data::Dataset;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::{Batch, Kind, Model};
+use crate::random::Philox;
+use crate::tensor::Tensor;
+use std::ops::ControlFlow;
+
+/// The stream of the seed that serves evaluation.
+const EVALUATION: u64 = 2;
+
+/// log p(x) of every example of a data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogProbs {
+    /// Nats per example.
+    pub nats: Vec<f64>,
+    /// What the numbers are.
+    pub kind: Kind,
+}
+
+impl LogProbs {
+    /// The mean, in nats per example.
+    pub fn mean(&self) -> f64 {
+        self.nats.iter().sum::<f64>() / self.nats.len().max(1) as f64
+    }
+}
+
+/// How to evaluate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluate {
+    /// Examples per batch. Only models with a randomised likelihood see it in their results.
+    pub batch: usize,
+    /// The seed of what is random.
+    pub seed: u64,
+    /// Probability that a byte is replaced by a random one first, as background models are trained.
+    pub mutation: f64,
+}
+
+impl Default for Evaluate {
+    fn default() -> Self {
+        Self { batch: 64, seed: 0, mutation: 0.0 }
+    }
+}
+
+/// log p(x) of every example, without gradients; the same seed gives the same bits.
+///
+/// # Errors
+/// [`ErrorKind::Data`] when the model does not take such data; [`ErrorKind::NonFinite`] naming the first row whose
+/// log-likelihood is NaN or infinite.
+pub fn log_probs(model: &dyn Model, data: &Dataset, how: &Evaluate) -> Result<LogProbs> {
+    log_probs_while(model, data, how, &mut |_| ControlFlow::Continue(()))
+}
+
+/// As [`log_probs`]; `progress` hears the number of examples done after each batch and may break off.
+///
+/// # Errors
+/// Those of [`log_probs`]; [`ErrorKind::Interrupted`] when broken off.
+pub fn log_probs_while(
+    model: &dyn Model,
+    data: &Dataset,
+    how: &Evaluate,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<LogProbs> {
+    let input = model.input();
+    input.check(data)?;
+    let rng = Philox::new(how.seed).fork(EVALUATION);
+    let (mut nats, mut kind) = (Vec::with_capacity(data.len()), Kind::Exact);
+    for (range, values) in data.batches(how.batch.max(1)) {
+        // The place in the data, not the number of the batch, selects the random numbers.
+        let mut rng = rng.at_step(range.start as u64);
+        let x =
+            if how.mutation > 0.0 { crate::data::mutate(&values, how.mutation, &mut rng) } else { values };
+        let labels = input.classes.and(data.labels.as_ref()).map(|l| label_tensor(&l[range.clone()]));
+        let found = no_grad(|| model.log_prob(&Batch { x, labels }, &mut rng));
+        nats.extend(found.nats.to_f64_vec());
+        kind = found.kind;
+        if let Some(row) = (range.start..range.end).find(|&row| !nats[row].is_finite()) {
+            let message = format!("{}: row {row}: log p is {}", data.name, nats[row]);
+            return Err(Error::new(ErrorKind::NonFinite, message));
+        }
+        if progress(range.end).is_break() {
+            return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was written"));
+        }
+    }
+    Ok(LogProbs { nats, kind })
+}
+
+/// (B,) i32.
+pub(super) fn label_tensor(labels: &[i32]) -> Tensor {
+    Tensor::from_slice(labels, [labels.len()])
+}

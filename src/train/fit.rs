@@ -1,0 +1,404 @@
+//! The training loop.
+
+use super::evaluate::{Evaluate, label_tensor, log_probs_while};
+use super::optim::{self, Optimiser};
+use super::{FitOptions, checkpoint};
+use crate::autograd;
+use crate::data::{self, Dataset, bits_per_dim};
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::container::first_non_finite;
+use crate::models::{Batch, Model, file};
+use crate::random::Philox;
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Streams of the seed: the order of the examples, and what is random within a step.
+const ORDER: u64 = 0;
+const STEP: u64 = 1;
+
+/// What happens during training, for progress bars and for stopping.
+pub enum Event<'a> {
+    /// Before the first step.
+    Start(&'a Plan),
+    /// After a step.
+    Step(&'a StepInfo),
+    /// While validating: examples done, of how many.
+    Validating(usize, usize),
+    /// After an epoch, and after the last step.
+    Epoch(&'a Epoch),
+    /// The model file of a checkpoint was written.
+    Saved(&'a Path),
+}
+
+/// Listens to a training run. `Break` in answer to a step, or while validating, ends the run: it is saved and the
+/// result is an [`ErrorKind::Interrupted`].
+pub trait Observer {
+    /// Hears an event.
+    fn on(&mut self, event: &Event) -> ControlFlow<()>;
+}
+
+/// Nobody listens.
+impl Observer for () {
+    fn on(&mut self, _: &Event) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// What is going to happen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Steps already taken by the run that is continued.
+    pub first: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Steps per epoch.
+    pub per_epoch: u64,
+    /// Examples per step.
+    pub batch: usize,
+    /// Training examples.
+    pub examples: usize,
+    /// Numbers per example.
+    pub dims: usize,
+    /// Scalar parameters.
+    pub parameters: usize,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepInfo {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Its epoch, from 1.
+    pub epoch: u64,
+    /// Mean surprisal of the batch, nats per example.
+    pub nats: f64,
+    /// Norm of the gradient before clipping.
+    pub norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+}
+
+/// One pass over the training examples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Its number, from 1.
+    pub epoch: u64,
+    /// Steps so far.
+    pub step: u64,
+    /// Mean surprisal of its batches, nats per example.
+    pub train_nats: f64,
+    /// Mean surprisal of the validation examples, nats per example.
+    pub validation_nats: Option<f64>,
+}
+
+/// How far a run has got: everything but the weights.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Progress {
+    pub step: u64,
+    /// Sum and number of the batch losses of the present epoch.
+    sum: f64,
+    count: u64,
+    /// The finished epochs.
+    epochs: Vec<Epoch>,
+    /// Epoch and value of the best validation.
+    best: Option<(u64, f64)>,
+    stopped_early: bool,
+}
+
+/// The result of a training run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fit {
+    /// Steps taken.
+    pub steps: u64,
+    /// Training examples.
+    pub examples: usize,
+    /// Mean surprisal over the last epoch, nats per example.
+    pub train_nats: f64,
+    /// Mean surprisal of the validation examples under the kept weights, nats per example.
+    pub validation_nats: Option<f64>,
+    /// The same in bits per dimension.
+    pub validation_bits_per_dim: Option<f64>,
+    /// The epoch whose weights were kept, if validation chose.
+    pub best_epoch: Option<u64>,
+    /// Whether patience ran out.
+    pub stopped_early: bool,
+    /// All epochs.
+    pub epochs: Vec<Epoch>,
+    /// The options.
+    pub options: FitOptions,
+    /// Seconds that this call took; not in files, which are the same for the same seed.
+    #[serde(skip)]
+    pub seconds: f64,
+}
+
+struct Run<'a> {
+    model: &'a dyn Model,
+    train: &'a Dataset,
+    validation: Option<&'a Dataset>,
+    options: &'a FitOptions,
+    plan: Plan,
+    fingerprints: Vec<String>,
+    optimiser: Optimiser,
+    progress: Progress,
+    best: Option<BTreeMap<String, Tensor>>,
+    saved: Option<PathBuf>,
+}
+
+/// Trains `model` in place. With `validation` the weights of the best epoch are kept, else the last (the moving
+/// average of them if there is one).
+///
+/// # Errors
+/// [`ErrorKind::Data`] when the model does not take the data; [`ErrorKind::Interrupted`] when the observer broke
+/// off; [`ErrorKind::NonFinite`] with the step, the parameter and the last good checkpoint; files that cannot be
+/// written, and checkpoints that cannot be continued.
+pub fn fit(
+    model: &dyn Model,
+    train: &Dataset,
+    validation: Option<&Dataset>,
+    options: &FitOptions,
+    observer: &mut dyn Observer,
+) -> Result<Fit> {
+    options.check()?;
+    let input = model.input();
+    for data in [Some(train), validation].into_iter().flatten() {
+        input.check(data)?;
+        if options.mutation > 0.0 && data.values.dtype() != crate::DType::U8 {
+            let message =
+                format!("{}: only bytes can be mutated; this is {:?}", data.name, data.values.dtype());
+            return Err(Error::new(ErrorKind::Data, message));
+        }
+    }
+    let started = Instant::now();
+    let (batch, per_epoch, steps) = options.plan(train.len());
+    let (examples, dims, parameters) = (train.len(), train.dims(), model.params().count());
+    let plan = Plan { first: 0, steps, per_epoch, batch, examples, dims, parameters };
+    let optimiser = Optimiser::new(model.params(), options.ema.is_some());
+    let fingerprints =
+        [Some(train), validation].into_iter().flatten().map(|d| file::fingerprint(&d.values)).collect();
+    let progress = Progress::default();
+    let (best, saved) = (None, None);
+    let mut run =
+        Run { model, train, validation, options, plan, fingerprints, optimiser, progress, best, saved };
+    run.start()?;
+    let _ = observer.on(&Event::Start(&run.plan));
+    if run.epoch_ends() {
+        run.end_of_step(ControlFlow::Continue(()), observer)?;
+    }
+    while run.progress.step < run.plan.steps && !run.progress.stopped_early {
+        let flow = run.step(observer)?;
+        run.end_of_step(flow, observer)?;
+    }
+    run.finish(started)
+}
+
+impl Run<'_> {
+    /// The place of the first step: of the checkpoint, or of a model with its data-dependent initialisation.
+    fn start(&mut self) -> Result<()> {
+        if let Some(place) = self.options.checkpoints.as_ref().filter(|place| place.resume) {
+            let (progress, best) = checkpoint::load(
+                &place.dir,
+                self.model,
+                self.options,
+                &self.fingerprints,
+                &mut self.optimiser,
+            )?;
+            self.plan.first = progress.step;
+            (self.progress, self.best) = (progress, best);
+            // A finished run may be continued with more epochs or more patience.
+            self.progress.stopped_early = self.out_of_patience();
+            self.saved = Some(place.dir.join(checkpoint::MODEL));
+        } else {
+            let (batch, mut rng) = self.batch(0);
+            autograd::no_grad(|| self.model.init_from(&batch, &mut rng));
+            self.optimiser = Optimiser::new(self.model.params(), self.options.ema.is_some());
+        }
+        Ok(())
+    }
+
+    /// The batch of step `step` (from 0) and the generator for what else is random in that step.
+    fn batch(&self, step: u64) -> (Batch, Philox) {
+        let seed = Philox::new(self.options.seed);
+        let (epoch, place) = (step / self.plan.per_epoch, (step % self.plan.per_epoch) as usize);
+        let order = seed.fork(ORDER).at_step(epoch).permutation(self.train.len());
+        let rows = self.train.select(&order[place * self.plan.batch..][..self.plan.batch]);
+        let mut rng = seed.fork(STEP).at_step(step);
+        let x = match self.options.mutation {
+            rate if rate > 0.0 => data::mutate(&rows.values, rate, &mut rng),
+            _ => rows.values,
+        };
+        let labels = self.model.input().classes.and(rows.labels).map(|l| label_tensor(&l));
+        (Batch { x, labels }, rng)
+    }
+
+    fn step(&mut self, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
+        let step = self.progress.step;
+        let (batch, mut rng) = self.batch(step);
+        let nats = self.model.log_prob(&batch, &mut rng).nats;
+        let values = nats.detach();
+        let loss = nats.mean_all().affine(-1.0, 0.0);
+        drop(nats);
+        let value = loss.item();
+        let leaves = self.optimiser.leaves();
+        let grads = autograd::backward(loss, &leaves.iter().collect::<Vec<_>>());
+        drop(leaves);
+        let norm = optim::norm(&grads);
+        if !value.is_finite() || !norm.is_finite() {
+            return Err(self.diagnose(value, &values, &grads));
+        }
+        let clip = self.options.clip.map_or(1.0, |most| (most / norm).min(1.0));
+        let lr = self.options.lr * self.options.schedule.factor(step, self.plan.steps);
+        self.optimiser.step(&grads, lr, clip, self.options);
+        self.progress.step += 1;
+        self.progress.sum += value;
+        self.progress.count += 1;
+        let (step, epoch) = (step + 1, step / self.plan.per_epoch + 1);
+        Ok(observer.on(&Event::Step(&StepInfo { step, epoch, nats: value, norm, lr })))
+    }
+
+    /// Where the first number is that is not finite.
+    fn diagnose(&self, loss: f64, nats: &Tensor, grads: &[Tensor]) -> Error {
+        let step = self.progress.step + 1;
+        let params = || self.model.params().iter();
+        let what = if let Some((name, _)) = params().find(|(_, p)| first_non_finite(&p.get()).is_some()) {
+            format!("the first value that is not finite is in the parameter {name}")
+        } else if let Some(((name, _), _)) = params().zip(grads).find(|(_, g)| first_non_finite(g).is_some())
+        {
+            format!("the first gradient that is not finite is that of {name}")
+        } else {
+            "all parameters and gradients are finite".into()
+        };
+        let row = nats.to_f64_vec().iter().position(|x| !x.is_finite());
+        let row = row.map_or(String::new(), |row| format!(", from example {row} of the batch"));
+        let last = match &self.saved {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "no checkpoint was written".into(),
+        };
+        let advice = "a smaller train.lr or train.clip = 1 may help";
+        let message = format!("step {step}: the loss is {loss}{row}; {what}; {last}; {advice}");
+        Error::new(ErrorKind::NonFinite, message)
+    }
+
+    fn end_of_step(&mut self, mut flow: ControlFlow<()>, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.progress.step;
+        let every = self.options.checkpoint_every;
+        let mut due = every > 0 && step.is_multiple_of(every);
+        if self.epoch_ends() && flow.is_continue() {
+            flow = self.end_of_epoch(observer)?;
+            due = true;
+        }
+        if due || flow.is_break() {
+            self.save(observer)?;
+        }
+        if flow.is_continue() || (step == self.plan.steps && !self.epoch_ends()) {
+            return Ok(());
+        }
+        let how = match (&self.options.checkpoints, &self.saved) {
+            (Some(place), Some(_)) => format!("saved; continue with --resume {}", place.dir.display()),
+            _ => "nothing was saved, as no folder was given".into(),
+        };
+        let message = format!("interrupted after step {step} of {}; {how}", self.plan.steps);
+        Err(Error::new(ErrorKind::Interrupted, message))
+    }
+
+    /// Whether an epoch is complete but not yet closed; also true for a run that was interrupted there.
+    fn epoch_ends(&self) -> bool {
+        let step = self.progress.step;
+        let complete = step > 0 && (step == self.plan.steps || step.is_multiple_of(self.plan.per_epoch));
+        complete && self.progress.epochs.last().is_none_or(|e| e.step != step)
+    }
+
+    fn end_of_epoch(&mut self, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
+        let validation_nats = match self.validate(observer) {
+            Ok(found) => found,
+            // Nothing of the epoch is lost: it ends again when the run is continued.
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(ControlFlow::Break(())),
+            Err(e) => return Err(e),
+        };
+        let progress = &mut self.progress;
+        let epoch = progress.step.div_ceil(self.plan.per_epoch);
+        let train_nats = progress.sum / progress.count.max(1) as f64;
+        (progress.sum, progress.count) = (0.0, 0);
+        let ended = Epoch { epoch, step: progress.step, train_nats, validation_nats };
+        if let Some(nats) = validation_nats
+            && progress.best.is_none_or(|(_, best)| nats < best)
+        {
+            progress.best = Some((epoch, nats));
+            self.best = Some(self.optimiser.averaged());
+        }
+        self.progress.epochs.push(ended.clone());
+        self.progress.stopped_early = self.out_of_patience();
+        Ok(observer.on(&Event::Epoch(&ended)))
+    }
+
+    fn out_of_patience(&self) -> bool {
+        let (Some(patience), Some((best, _))) = (self.options.patience, self.progress.best) else {
+            return false;
+        };
+        self.progress.epochs.last().is_some_and(|last| last.epoch >= best + patience.max(1))
+    }
+
+    /// Mean surprisal of the validation examples under the averaged weights.
+    fn validate(&self, observer: &mut dyn Observer) -> Result<Option<f64>> {
+        let Some(data) = self.validation else { return Ok(None) };
+        let how = Evaluate {
+            batch: self.options.eval_batch,
+            seed: self.options.seed,
+            mutation: self.options.mutation,
+        };
+        let present = file::tensors(self.model);
+        file::assign(self.model, &self.optimiser.averaged())?;
+        let n = data.len();
+        let mut progress = |done: usize| observer.on(&Event::Validating(done, n));
+        let found = log_probs_while(self.model, data, &how, &mut progress);
+        file::assign(self.model, &present)?;
+        let at = |e: Error| e.at(format!("validation after step {}", self.progress.step));
+        Ok(Some(-found.map_err(at)?.mean()))
+    }
+
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let training = self.summary(0.0);
+        let training = serde_json::to_value(training)
+            .map_err(|e| Error::new(ErrorKind::Model, format!("training summary: {e}")))?;
+        let saved = checkpoint::save(
+            self.options,
+            &self.fingerprints,
+            &self.optimiser,
+            self.best.as_ref(),
+            &self.progress,
+            training,
+        )?;
+        if let Some(path) = saved {
+            let _ = observer.on(&Event::Saved(&path));
+            self.saved = Some(path);
+        }
+        Ok(())
+    }
+
+    fn summary(&self, seconds: f64) -> Fit {
+        let progress = &self.progress;
+        let last = progress.epochs.last();
+        let validation_nats = progress.best.map(|(_, nats)| nats);
+        Fit {
+            steps: progress.step,
+            examples: self.plan.examples,
+            train_nats: last.map_or(progress.sum / progress.count.max(1) as f64, |e| e.train_nats),
+            validation_nats,
+            validation_bits_per_dim: validation_nats.map(|nats| bits_per_dim(-nats, self.plan.dims)),
+            best_epoch: progress.best.map(|(epoch, _)| epoch),
+            stopped_early: progress.stopped_early,
+            epochs: progress.epochs.clone(),
+            options: self.options.clone(),
+            seconds,
+        }
+    }
+
+    fn finish(self, started: Instant) -> Result<Fit> {
+        let kept = self.best.clone().unwrap_or_else(|| self.optimiser.averaged());
+        file::assign(self.model, &kept)?;
+        Ok(self.summary(started.elapsed().as_secs_f64()))
+    }
+}

@@ -1,0 +1,233 @@
+//! Adam and AdamW over all parameters of a model, with gradient norms and an exponential moving average.
+//!
+//! For step t = 1, 2, ... (Kingma & Ba 2015; decoupled decay: Loshchilov & Hutter 2019):
+//! ```text
+//! g ← clip · gradient + l2 · w
+//! m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²
+//! w ← (1 − lr · decay) w − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+//! ```
+
+use super::FitOptions;
+use crate::cpu::par;
+use crate::cpu::simd::vectorize;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Param, ParamStore};
+use crate::tensor::{DType, Float, Tensor};
+use std::collections::BTreeMap;
+
+/// The parameters of a model with their moments.
+pub struct Optimiser {
+    slots: Vec<Slot>,
+    step: u64,
+}
+
+struct Slot {
+    name: String,
+    param: Param,
+    m: Tensor,
+    v: Tensor,
+    ema: Option<Tensor>,
+}
+
+/// The numbers of one step.
+#[derive(Clone, Copy)]
+struct Rates {
+    beta1: f64,
+    beta2: f64,
+    /// lr / (1 − β₁ᵗ).
+    lr: f64,
+    /// 1 / √(1 − β₂ᵗ).
+    v_scale: f64,
+    eps: f64,
+    /// 1 − lr · decay.
+    keep: f64,
+    l2: f64,
+    /// Factor on the gradient.
+    clip: f64,
+}
+
+/// Runs the body with `$T` bound to f32 or f64, the dtypes of parameters.
+macro_rules! with_param {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => panic!("Optimiser: parameters are f32 or f64, got {other:?}"),
+        }
+    };
+}
+
+impl Optimiser {
+    /// Moments at zero; the moving average, if asked for, starts at the present weights.
+    ///
+    /// # Panics
+    /// When a parameter is neither f32 nor f64.
+    pub fn new(params: &ParamStore, ema: bool) -> Self {
+        let slot = |(name, param): (&str, &Param)| {
+            let value = param.get().detach();
+            let zeros = Tensor::zeros(value.shape(), value.dtype());
+            let ema = ema.then_some(value);
+            Slot { name: name.to_string(), param: param.clone(), m: zeros.clone(), v: zeros, ema }
+        };
+        Self { slots: params.iter().map(slot).collect(), step: 0 }
+    }
+
+    /// Number of steps taken.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The parameters as leaves of the graph, in the order in which [`Self::step`] wants their gradients.
+    pub fn leaves(&self) -> Vec<Tensor> {
+        self.slots.iter().map(|s| s.param.get()).collect()
+    }
+
+    /// One update with the learning rate `lr` and gradients scaled by `clip`. Drop what [`Self::leaves`] returned
+    /// first, or every weight is copied.
+    ///
+    /// # Panics
+    /// When the gradients are not those of the parameters in shape and dtype.
+    #[track_caller]
+    pub fn step(&mut self, grads: &[Tensor], lr: f64, clip: f64, options: &FitOptions) {
+        assert_eq!(grads.len(), self.slots.len(), "Optimiser::step: one gradient per parameter");
+        self.step += 1;
+        let t = self.step.min(i32::MAX as u64) as i32;
+        let [beta1, beta2] = options.betas;
+        let rates = Rates {
+            beta1,
+            beta2,
+            lr: lr / (1.0 - beta1.powi(t)),
+            v_scale: 1.0 / (1.0 - beta2.powi(t)).sqrt(),
+            eps: options.eps,
+            keep: 1.0 - lr * options.weight_decay,
+            l2: options.l2,
+            clip,
+        };
+        // Early averages lean on the present weights, or they would remember the initial ones for long.
+        let ema = options.ema.map(|d| d.min((1.0 + self.step as f64) / (10.0 + self.step as f64)));
+        for (slot, g) in self.slots.iter_mut().zip(grads) {
+            let Slot { name, param, m, v, ema: average } = slot;
+            assert_eq!((g.shape(), g.dtype()), (m.shape(), m.dtype()), "Optimiser::step: gradient of {name}");
+            with_param!(g.dtype(), T => {
+                let (m, v) = (m.make_mut::<T>(), v.make_mut::<T>());
+                param.update(|w| adam(w.make_mut::<T>(), g.as_slice::<T>(), m, v, &rates));
+                if let (Some(average), Some(decay)) = (average, ema) {
+                    towards(average.make_mut::<T>(), param.get().as_slice::<T>(), 1.0 - decay);
+                }
+            });
+        }
+    }
+
+    /// The weights to evaluate and keep: the moving average if there is one, else the present weights.
+    pub fn averaged(&self) -> BTreeMap<String, Tensor> {
+        let value = |s: &Slot| s.ema.clone().unwrap_or_else(|| s.param.get().detach());
+        self.slots.iter().map(|s| (s.name.clone(), value(s))).collect()
+    }
+
+    /// Adds the state to `out`: `param.NAME`, `m.NAME`, `v.NAME` and `ema.NAME`.
+    pub fn save(&self, out: &mut BTreeMap<String, Tensor>) {
+        for Slot { name, param, m, v, ema } in &self.slots {
+            out.insert(format!("param.{name}"), param.get().detach());
+            out.insert(format!("m.{name}"), m.clone());
+            out.insert(format!("v.{name}"), v.clone());
+            if let Some(ema) = ema {
+                out.insert(format!("ema.{name}"), ema.clone());
+            }
+        }
+    }
+
+    /// Takes on a saved state after `step` steps.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] naming the tensor that is missing or of another shape or dtype; nothing is changed then.
+    pub fn restore(&mut self, saved: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
+        let find = |part: &str, slot: &Slot| {
+            let name = format!("{part}.{}", slot.name);
+            let wanted = (slot.m.shape(), slot.m.dtype());
+            match saved.get(&name) {
+                Some(t) if (t.shape(), t.dtype()) == wanted => Ok(t.clone()),
+                Some(t) => {
+                    Err(format!("tensor \"{name}\" is {:?} {:?}; expected {wanted:?}", t.dtype(), t.shape()))
+                }
+                None => Err(format!("tensor \"{name}\" is missing")),
+            }
+            .map_err(|message| Error::new(ErrorKind::Model, message))
+        };
+        let mut found = Vec::new();
+        for slot in &self.slots {
+            let ema = slot.ema.as_ref().map(|_| find("ema", slot)).transpose()?;
+            found.push((find("param", slot)?, find("m", slot)?, find("v", slot)?, ema));
+        }
+        for (slot, (w, m, v, ema)) in self.slots.iter_mut().zip(found) {
+            slot.param.set(&w);
+            (slot.m, slot.v, slot.ema) = (m, v, ema);
+        }
+        self.step = step;
+        Ok(())
+    }
+}
+
+/// √Σ g² over all gradients, summed in f64 in a fixed order. Not finite if and only if a gradient is not.
+pub fn norm(grads: &[Tensor]) -> f64 {
+    let squares = |g: &Tensor| with_param!(g.dtype(), T => sum_of_squares(g.as_slice::<T>()));
+    grads.iter().map(squares).sum::<f64>().sqrt()
+}
+
+fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
+    let mut sums = vec![0.0; x.len().div_ceil(par::GRAIN)];
+    par::chunks_mut(&mut sums, 1, |i, sum| {
+        let chunk = &x[i * par::GRAIN..x.len().min((i + 1) * par::GRAIN)];
+        sum[0] = vectorize(
+            #[inline(always)]
+            || {
+                let mut lanes = [0.0; 16];
+                for block in chunk.chunks(16) {
+                    for (lane, x) in lanes.iter_mut().zip(block) {
+                        *lane += x.to_f64() * x.to_f64();
+                    }
+                }
+                lanes.iter().sum()
+            },
+        );
+    });
+    sums.iter().sum()
+}
+
+fn adam<T: Float>(w: &mut [T], g: &[T], m: &mut [T], v: &mut [T], rates: &Rates) {
+    let f = <T as crate::tensor::Plain>::from_f64;
+    let (b1, c1, b2, c2) = (f(rates.beta1), f(1.0 - rates.beta1), f(rates.beta2), f(1.0 - rates.beta2));
+    let (lr, v_scale, eps, keep) = (f(rates.lr), f(rates.v_scale), f(rates.eps), f(rates.keep));
+    let (l2, clip) = (f(rates.l2), f(rates.clip));
+    par::chunks_mut3((w, m, v), par::GRAIN, |i, w, m, v| {
+        let g = &g[i * par::GRAIN..][..w.len()];
+        vectorize(
+            #[inline(always)]
+            || {
+                for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                    let g = clip * g + l2 * *w;
+                    *m = b1 * *m + c1 * g;
+                    *v = b2 * *v + c2 * g * g;
+                    *w = keep * *w - lr * *m / (v.sqrt() * v_scale + eps);
+                }
+            },
+        );
+    });
+}
+
+/// average += part · (w − average).
+fn towards<T: Float>(average: &mut [T], w: &[T], part: f64) {
+    let part = <T as crate::tensor::Plain>::from_f64(part);
+    par::chunks_mut(average, par::GRAIN, |i, average| {
+        let w = &w[i * par::GRAIN..][..average.len()];
+        vectorize(
+            #[inline(always)]
+            || average.iter_mut().zip(w).for_each(|(a, &w)| *a += part * (w - *a)),
+        );
+    });
+}
