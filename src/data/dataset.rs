@@ -1,5 +1,7 @@
 //! Examples in memory.
 
+use crate::error::{Error, ErrorKind, Result};
+use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
 
@@ -84,6 +86,28 @@ impl Dataset {
             let range = start..(start + size).min(self.len());
             (range.clone(), self.rows(range))
         })
+    }
+
+    /// A random `fraction` of the examples set aside: (the rest, the fraction), each in the original order.
+    /// The same `seed` makes the same split.
+    ///
+    /// # Errors
+    /// When `fraction` is not between 0 and 1, or there are fewer than two examples.
+    pub fn split(&self, fraction: f64, seed: u64) -> Result<(Self, Self)> {
+        if !(fraction > 0.0 && fraction < 1.0) {
+            let message = format!("validation fraction {fraction}; expected a number between 0 and 1");
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        let n = self.len();
+        if n < 2 {
+            let message = format!("{}: {n} examples cannot be split; expected at least 2", self.name);
+            return Err(Error::new(ErrorKind::Data, message));
+        }
+        let aside = ((n as f64 * fraction).round() as usize).clamp(1, n - 1);
+        let mut order = Philox::new(seed).permutation(n);
+        order[..aside].sort_unstable();
+        order[aside..].sort_unstable();
+        Ok((self.select(&order[aside..]), self.select(&order[..aside])))
     }
 
     /// One line: `fashion-mnist-train: 6,000 x 28x28x1 u8, 10 classes`.

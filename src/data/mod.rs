@@ -4,6 +4,7 @@
 //! line of [`SOURCES`]. What comes out has one layout: images are (N, H, W, C) bytes, tables (N, D) floats,
 //! every value finite, every label an `i32`. Files are distrusted: what a header declares is held against
 //! the bytes that are there before memory is asked for, and [`ReadOptions::max_bytes`] bounds the rest.
+//! [`prepare`] maps the data to where a model wants it and accounts for the change of volume.
 
 mod dataset;
 mod demo;
@@ -13,10 +14,12 @@ mod idx;
 mod input;
 mod npy;
 mod npz;
+pub mod prepare;
 mod write;
 
 pub use dataset::Dataset;
 pub use demo::{Demo, demo, demo_folder};
+pub use prepare::{Prepare, Transform, mutate};
 pub use write::{encode_png, grid, png, write_npy, write_png};
 
 use crate::error::{Error, ErrorKind, Result};

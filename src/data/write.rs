@@ -102,7 +102,7 @@ pub fn grid(images: &Tensor, columns: usize) -> Tensor {
 /// When the file cannot be written.
 ///
 /// # Panics
-/// As [`grid`] and [`png`].
+/// As [`grid`] and [`png()`].
 #[track_caller]
 pub fn write_png(path: impl AsRef<Path>, images: &Tensor, columns: usize) -> Result<()> {
     write_atomic(path, &png(&grid(images, columns)))

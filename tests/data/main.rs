@@ -2,6 +2,7 @@
 
 mod bad;
 mod fuzz;
+mod prepare;
 mod real;
 
 use std::io::Write;
@@ -223,4 +224,18 @@ fn datasets_are_cut_and_split() {
     assert_eq!((set.take(3).len(), set.take(30).len()), (3, 10));
     let batches: Vec<_> = set.batches(4).map(|(range, x)| (range, x.shape()[0])).collect();
     assert_eq!(batches, [(0..4, 4), (4..8, 4), (8..10, 2)]);
+
+    let (train, validation) = set.split(0.3, 5).unwrap();
+    assert_eq!((train.len(), validation.len()), (7, 3));
+    let mut all = [train.labels.clone().unwrap(), validation.labels.clone().unwrap()].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+    assert_eq!(set.split(0.3, 5).unwrap().1.labels, validation.labels);
+    let others = (6..20).any(|seed| set.split(0.3, seed).unwrap().1.labels != validation.labels);
+    assert!(others, "the seed decides the split");
+    assert_eq!(set.split(0.001, 0).unwrap().1.len(), 1);
+    for fraction in [0.0, 1.0, -1.0, f64::NAN] {
+        assert!(set.split(fraction, 0).unwrap_err().to_string().contains("fraction"));
+    }
+    assert!(set.take(1).split(0.5, 0).unwrap_err().to_string().contains("at least 2"));
 }
