@@ -1,7 +1,7 @@
 //! `info`: what a model file, a model or a preset is.
 
 use super::{Common, inputs, output};
-use crate::data::bits_per_dim;
+use crate::report::bits_per_dim;
 use crate::error::Result;
 use crate::models::file::{HeldOut, Meta};
 use crate::models::{MODELS, Model, config};

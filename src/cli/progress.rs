@@ -1,7 +1,7 @@
 //! Progress on stderr, and Ctrl-C.
 
 use super::{Common, output::thousands};
-use crate::data::bits_per_dim;
+use crate::report::bits_per_dim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::{Epoch, Event, Observer, Plan};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};

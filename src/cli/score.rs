@@ -4,7 +4,7 @@ use super::evidence::{Judges, Known};
 use super::progress::{catch_interrupts, say};
 use super::{Common, inputs, output};
 use crate::calibrate::Calibration;
-use crate::data::bits_per_dim;
+use crate::report::bits_per_dim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::scorers;
 use serde::Serialize;

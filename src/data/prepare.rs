@@ -319,8 +319,3 @@ pub fn mutate(x: &Tensor, rate: f64, rng: &mut Philox) -> Tensor {
     let (from, replace, bytes) = (x.as_slice::<u8>(), replace.as_slice::<f32>(), bytes.as_slice::<i32>());
     Tensor::from_fn(x.shape(), |i| if replace[i] == 1.0 { bytes[i] as u8 } else { from[i] })
 }
-
-/// Bits per dimension, −nats / (D ln 2), of a log-likelihood of `nats` for `dims` numbers.
-pub fn bits_per_dim(nats: f64, dims: usize) -> f64 {
-    -nats / (dims as f64 * std::f64::consts::LN_2)
-}

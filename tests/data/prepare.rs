@@ -1,8 +1,9 @@
 //! Transforms: log-determinants against numeric derivatives, round trips, statistics, bad settings.
 
 use approx::assert_relative_eq;
-use surprisal::data::{Prepare, Transform, bits_per_dim, mutate};
+use surprisal::data::{Prepare, Transform, mutate};
 use surprisal::random::Philox;
+use surprisal::report::bits_per_dim;
 use surprisal::tensor::{DType, Tensor};
 
 fn bytes(shape: [usize; 3]) -> Tensor {
