@@ -4,5 +4,6 @@ pub mod buffer;
 pub mod conv;
 pub mod gemm;
 pub mod math;
+pub mod optim;
 pub mod par;
 pub mod simd;
