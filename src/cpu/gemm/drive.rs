@@ -129,6 +129,8 @@ impl<'a, W: Word> Product<'a, W> {
             for p in panels.clone() {
                 let (col, vectors, b, b_step) = right.panel(p);
                 let cols = (self.n - col).min(vectors * kernels.lanes);
+                // The first pass over rows that follow each other in memory asks for them one tile ahead.
+                let ahead = p == panels.start && a.step == 1 && a.row <= right.kc + 64;
                 let mut at = 0;
                 for &(height, kernel) in kernels.by_vectors[vectors - 1] {
                     while rows - at >= height {
@@ -142,6 +144,9 @@ impl<'a, W: Word> Product<'a, W> {
                             a: a.data.as_ptr().wrapping_add(at * a.row).cast(),
                             a_row: a.row * word,
                             a_step: a.step * word,
+                            next_a: a.data.as_ptr().wrapping_add((at + height) * a.row).cast(),
+                            next_step: if ahead { 64 } else { 0 },
+                            next_c: out.c.0.wrapping_add(corner + height * out.ld).cast(),
                             b: b.as_ptr().cast(),
                             b_step: b_step * word,
                             // SAFETY: the corner lies in C by the caller's promise.

@@ -57,6 +57,11 @@ pub(crate) struct Tile {
     pub b_step: usize,
     pub c: *mut u8,
     pub c_row: usize,
+    /// What will be read next, a cache line per step.
+    pub next_a: *const u8,
+    pub next_step: usize,
+    /// The tile of C that will be written next, rows as in C.
+    pub next_c: *const u8,
     /// Valid columns of the tile.
     pub cols: usize,
     pub alpha: f64,
@@ -87,6 +92,47 @@ pub(crate) trait Word: bytemuck::Pod + Send + Sync {
     fn kernels(isa: Isa) -> &'static Kernels;
 }
 
+/// Repeats the body for `$i` = 0, 1, ... below `$n`, at most `$most` of 3, 6, 24, without a loop: the compiler keeps
+/// an array in registers only while every index is a constant.
+macro_rules! unroll {
+    (@ $n:expr, $i:ident, $body:expr, $($at:literal)*) => {
+        $({
+            const $i: usize = $at;
+            if $i < $n {
+                $body;
+            }
+        })*
+    };
+    (3, $n:expr, $i:ident, $body:expr) => { unroll!(@ $n, $i, $body, 0 1 2) };
+    (6, $n:expr, $i:ident, $body:expr) => { unroll!(@ $n, $i, $body, 0 1 2 3 4 5) };
+    (24, $n:expr, $i:ident, $body:expr) => {
+        unroll!(@ $n, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23)
+    };
+}
+
+/// Asks for a cache line; any address will do.
+#[inline(always)]
+fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults, and part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// The same number, about which the compiler knows nothing: it would derive one row's address from another's.
+#[inline(always)]
+fn opaque(mut x: usize) -> usize {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: the template is empty.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) x, options(pure, nomem, nostack, preserves_flags));
+    }
+    x
+}
+
 /// The tile algorithm.
 ///
 /// # Safety
@@ -101,19 +147,18 @@ pub(super) unsafe fn tile<D: Dot, const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's promise covers every access below.
     unsafe {
         let mut acc: [[V<D>; NV]; MR] = [[D::L::splat(Acc::<D>::from_f64(0.0)); NV]; MR];
-        // One pointer per four rows and two strides keep the addresses in registers.
-        let (r1, r3) = (t.a_row, 3 * t.a_row);
+        // One pointer per four rows and two strides: few registers, and no arithmetic between the products.
+        let (r1, r3) = (t.a_row, opaque(3 * t.a_row));
         let mut a = [t.a; 6];
-        for g in 1..MR.div_ceil(4) {
-            a[g] = a[g - 1].add(4 * r1);
-        }
-        let mut b = t.b;
+        unroll!(6, MR.div_ceil(4), g, a[g] = opaque(t.a as usize + g * 4 * r1) as *const u8);
+        let (mut b, mut next) = (t.b, t.next_a);
+        unroll!(24, MR, i, unroll!(3, NV, j, prefetch(t.next_c.wrapping_add(i * t.c_row + j * 64))));
         for _ in 0..t.k {
+            prefetch(next);
+            next = next.wrapping_add(t.next_step);
             let mut bv = [D::words(b.cast()); NV];
-            for j in 1..NV {
-                bv[j] = D::words(b.cast::<D::Word>().add(j * lanes));
-            }
-            for i in 0..MR {
+            unroll!(3, NV, j, bv[j] = D::words(b.cast::<D::Word>().add(j * lanes)));
+            unroll!(24, MR, i, {
                 let p = a[i / 4];
                 let p = match i % 4 {
                     0 => p,
@@ -122,19 +167,15 @@ pub(super) unsafe fn tile<D: Dot, const MR: usize, const NV: usize>(t: &Tile) {
                     _ => p.add(r3),
                 };
                 let av = D::spread(p.cast());
-                for j in 0..NV {
-                    acc[i][j] = D::dot(acc[i][j], av, bv[j]);
-                }
-            }
-            for g in 0..MR.div_ceil(4) {
-                a[g] = a[g].add(t.a_step);
-            }
+                unroll!(3, NV, j, acc[i][j] = D::dot(acc[i][j], av, bv[j]));
+            });
+            unroll!(6, MR.div_ceil(4), g, a[g] = a[g].add(t.a_step));
             b = b.add(t.b_step);
         }
-        for j in 0..NV {
+        unroll!(3, NV, j, {
             let n = if j + 1 < NV { lanes } else { t.cols - (NV - 1) * lanes };
             let at = j * lanes * size_of::<Acc<D>>();
-            for i in 0..MR {
+            unroll!(24, MR, i, {
                 let at = at + i * t.c_row;
                 let mut v = acc[i][j];
                 if t.alpha != 1.0 {
@@ -156,8 +197,8 @@ pub(super) unsafe fn tile<D: Dot, const MR: usize, const NV: usize>(t: &Tile) {
                     v = D::L::gate(v, D::L::load(t.gate.add(at).cast(), n));
                 }
                 D::L::store(t.c.add(at).cast(), n, v);
-            }
-        }
+            });
+        });
     }
 }
 

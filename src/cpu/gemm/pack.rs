@@ -161,12 +161,14 @@ pub(super) fn left<'a, W: Word>(
         if a.transposed && bytes <= 2048 {
             return Left { data: &data[k0 * ld + r0..], row: 1, step: ld };
         }
-        if !a.transposed && (bytes <= 2048 && whole_k || rows <= 12) {
+        if !a.transposed && (bytes < 1024 && whole_k || rows <= 12) {
             return Left { data: &data[r0 * ld + k0..], row: ld, step: 1 };
         }
     }
     let (stored_rows, stored_cols) = if a.transposed { (kc, rows) } else { (rows, kc) };
-    let ld = stored_cols;
+    // Rows whose distance is a power of two would fight for the same cache sets.
+    let line = 64 / size_of::<W>();
+    let ld = if stored_cols.is_multiple_of(4 * line) { stored_cols + line } else { stored_cols };
     let (s, c) = if a.transposed { (k0, r0) } else { (r0, k0) };
     let bytes = stored_rows * ld * size_of::<W>();
     if buffer.as_ref().is_none_or(|b| b.as_ref().len() < bytes) {
