@@ -97,6 +97,8 @@ pub(crate) trait Word: bytemuck::Pod + Send + Sync {
 macro_rules! unroll {
     (@ $n:expr, $i:ident, $body:expr, $($at:literal)*) => {
         $({
+            // Named as the loop variable that it stands for.
+            #[allow(non_upper_case_globals)]
             const $i: usize = $at;
             if $i < $n {
                 $body;
