@@ -147,3 +147,22 @@ pub fn outputs_and_grads(
         |(g, w): (Option<Tensor>, &&Tensor)| g.unwrap_or_else(|| Tensor::zeros(w.shape(), w.dtype()));
     (kept, grads.into_iter().zip(&wrt).map(or_zeros).collect())
 }
+
+/// The Jacobian (D, D) of `f` at one example `x` (1, ...) of D numbers, in f64 by fourth-order central
+/// differences; row i is output i.
+///
+/// # Panics
+/// When f's output has another number of elements.
+pub fn jacobian(x: &Tensor, f: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    const H: f64 = 1e-4;
+    let d = x.len();
+    let mut columns = Vec::with_capacity(d * d);
+    for j in 0..d {
+        let unit = |h: f64| Tensor::from_fn(x.shape(), |i| if i == j { h } else { 0.0 });
+        let at = |h: f64| autograd::no_grad(|| f(&(x + &unit(h)))).to_f64_vec();
+        let (a, b, c, e) = (at(H), at(-H), at(2.0 * H), at(-2.0 * H));
+        assert_eq!(a.len(), d, "jacobian: {} outputs of {d} inputs", a.len());
+        columns.extend((0..d).map(|i| (8.0 * (a[i] - b[i]) - (c[i] - e[i])) / (12.0 * H)));
+    }
+    Tensor::from_slice(&columns, [d, d]).permute(&[1, 0])
+}

@@ -1,10 +1,10 @@
 //! `info`: what a model file, a model or a preset is.
 
 use super::{Common, inputs, output};
-use crate::report::bits_per_dim;
 use crate::error::Result;
 use crate::models::file::{HeldOut, Meta};
 use crate::models::{MODELS, Model, config};
+use crate::report::bits_per_dim;
 use serde_json::{Value, json};
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! Progress on stderr, and Ctrl-C.
 
 use super::{Common, output::thousands};
-use crate::report::bits_per_dim;
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::bits_per_dim;
 use crate::train::{Epoch, Event, Observer, Plan};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;

@@ -174,4 +174,5 @@ pub struct ModelInfo {
 pub type Registry<'a> = &'a [&'static ModelInfo];
 
 /// All models.
-pub static MODELS: &[&ModelInfo] = &[&autoregressive::pixelcnn::INFO, &autoregressive::pixelcnn_pp::INFO];
+pub static MODELS: &[&ModelInfo] =
+    &[&autoregressive::pixelcnn::INFO, &autoregressive::pixelcnn_pp::INFO, &flow::glow::GLOW];

@@ -134,6 +134,11 @@ impl<'a> Init<'a> {
         Init { store: self.store, rng: self.rng, prefix, dtype: self.dtype }
     }
 
+    /// What the names of parameters made here start with: empty, or ending in a dot.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Creates the parameter `name`.
     ///
     /// # Panics

@@ -24,6 +24,11 @@ pub fn cast(x: &Tensor, dtype: DType) -> Tensor {
     y
 }
 
+/// `inputs` as f32 when the first is bf16 or f16, recorded: fused ops calculate in f32 and f64 only.
+pub(crate) fn widened<const N: usize>(inputs: [&Tensor; N]) -> Option<[Tensor; N]> {
+    matches!(inputs[0].dtype(), DType::BF16 | DType::F16).then(|| inputs.map(|t| cast(t, DType::F32)))
+}
+
 fn convert<S: Plain, D: Plain>(x: &Tensor) -> Tensor {
     let input = x.as_slice::<S>();
     let mut out = NewTensor::<D>::new(x.shape());

@@ -8,17 +8,23 @@
 //! Every op registers a line in [`OPS`] with its [`Case`]s: the same list drives the correctness tests, the
 //! gradient checks, the dtype checks and the benchmarks.
 
+pub mod actnorm;
 pub mod binary;
 pub mod cast;
 pub mod conv;
+pub mod coupling;
 pub mod index;
+pub mod invertible_conv;
+pub mod linalg;
 pub mod logistic_mixture;
 pub mod masked_conv;
 pub mod matmul;
 mod methods;
+pub mod normal_logp;
 pub mod reduce;
 pub mod shape;
 pub mod softmax;
+pub mod squeeze;
 pub mod unary;
 
 use crate::random::Philox;
@@ -111,6 +117,12 @@ pub static OPS: &[&OpInfo] = &[
     &masked_conv::OP,
     &softmax::OP,
     &logistic_mixture::OP,
+    &linalg::OP,
+    &squeeze::OP,
+    &normal_logp::OP,
+    &actnorm::OP,
+    &invertible_conv::OP,
+    &coupling::OP,
 ];
 
 /// Normal f64 inputs for cases: deterministic in `seed`.

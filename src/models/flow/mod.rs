@@ -1,1 +1,3 @@
-//! (in preparation)
+//! Normalising flows: log p(x) = log p_base(f(x)) + log |det df/dx|.
+
+pub mod glow;
