@@ -49,8 +49,8 @@ fn functions(c: &mut Criterion) {
 }
 
 fn draws(c: &mut Criterion) {
-    let fills: [(&str, fn(&mut Philox, &mut [f32])); 2] =
-        [("uniform", Philox::fill_uniform), ("normal", Philox::fill_normal)];
+    type Fill = fn(&mut Philox, &mut [f32]);
+    let fills: [(&str, Fill); 2] = [("uniform", Philox::fill_uniform), ("normal", Philox::fill_normal)];
     for (name, fill) in fills {
         let mut group = c.benchmark_group(name);
         for (size, n) in SIZES {

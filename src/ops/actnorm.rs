@@ -1,7 +1,7 @@
 //! Actnorm: one shift and one scale per channel, initialised from data (Kingma & Dhariwal 2018, "Glow").
 //!
-//! y[b, .., c] = (x[b, .., c] + loc[c]) e^(log_scale[c]) for x (B, ..., C); log |det| of each example is
-//! P Σ_c log_scale[c] with P positions per example, in nats. One pass: 8 bytes per element at f32, 2 flops.
+//! y[b, .., c] = (x[b, .., c] + loc\[c]) e^(log_scale\[c]) for x (B, ..., C); log |det| of each example is
+//! P Σ_c log_scale\[c] with P positions per example, in nats. One pass: 8 bytes per element at f32, 2 flops.
 //! Backward keeps the output, which the next layer keeps anyway: d log_scale = Σ g y + P Σ_b g_logdet,
 //! d loc = e^log_scale Σ g, dx = g e^log_scale.
 

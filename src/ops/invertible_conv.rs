@@ -1,6 +1,6 @@
 //! Invertible 1x1 convolution (Kingma & Dhariwal 2018, "Glow"), with the shift of a preceding actnorm fused in.
 //!
-//! y[r, o] = Σ_i W[o, i] (x[r, i] + loc[i]) at every position r of x (B, ..., C), W (C, C); log |det| of each
+//! y[r, o] = Σ_i W[o, i] (x[r, i] + loc\[i]) at every position r of x (B, ..., C), W (C, C); log |det| of each
 //! example is P log |det W| with P positions, in nats, by LU in f64; its gradient is P W^-T. The PLU form
 //! W = P L (U + diag(sign e^log_s)) has log |det W| = Σ log_s. An actnorm before it costs no pass of its own:
 //! W diag(e^log_scale) is again such a matrix (see `bijections::flow_step`).

@@ -124,18 +124,18 @@ pub(crate) fn act_backward(act: Act, g: &Tensor, y: &Tensor, pre: Option<&Tensor
         ($y:expr, $f:expr) => {{
             #[inline(always)]
             fn f<F: Float>(g: F, y: F) -> F {
-                let f: fn(F, F, F) -> F = $f;
-                f(g, y, F::from_f64(1.0))
+                let f: fn(F, F, [F; 2]) -> F = $f;
+                f(g, y, [F::from_f64(0.0), F::from_f64(1.0)])
             }
             binary::widened(g, $y, |g, y| with_arithmetic!(g.dtype(), T => binary::zip::<T>("activation", g, y, |g, y| f(g, y))))
         }};
     }
     match act {
         Act::None => g.clone(),
-        Act::Relu => pass!(y, |g, y, one| if y > one - one { g } else { one - one }),
-        Act::Sigmoid => pass!(y, |g, y, one| g * y * (one - y)),
-        Act::Tanh => pass!(y, |g, y, one| g * (one - y * y)),
-        Act::Silu => pass!(pre.expect("silu keeps its input"), |g, x, one| {
+        Act::Relu => pass!(y, |g, y, [zero, _]| if y > zero { g } else { zero }),
+        Act::Sigmoid => pass!(y, |g, y, [_, one]| g * y * (one - y)),
+        Act::Tanh => pass!(y, |g, y, [_, one]| g * (one - y * y)),
+        Act::Silu => pass!(pre.expect("silu keeps its input"), |g, x, [_, one]| {
             let s = x.sigmoid();
             g * s * (one + x * (one - s))
         }),

@@ -198,7 +198,7 @@ fn log_softmax_backward<T: Float>(x: &Tensor, levels: &[Level<T>], g: &Tensor, k
     out.finish()
 }
 
-/// Nats of each target category: logsumexp(logits) − logits[target].
+/// Nats of each target category: logsumexp(logits) − logits\[target].
 ///
 /// `logits` (..., K), `targets` (...) u8 or i32.
 ///

@@ -1,7 +1,7 @@
 //! What a run needs to continue: `optimiser.safetensors` beside the usable `model.safetensors`.
 //!
 //! The optimiser's file alone holds everything that continuing needs, so the pair cannot disagree: present weights,
-//! moments, moving average, best weights so far, and a [`Progress`].
+//! moments, moving average, best weights so far, and a `Progress`.
 
 use super::{FitOptions, fit::Progress, optim::Optimiser};
 use crate::error::{Error, ErrorKind, Result};

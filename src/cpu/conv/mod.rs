@@ -1,6 +1,6 @@
 //! Convolutions over an explicit list of taps, channels last, as matrix products that pack patches on the fly.
 //!
-//! out[b, oy, ox, :] = sum_t x[b, oy s + dy_t, ox s + dx_t, :] W[t], zero outside x; W is (T, Cin, Cout), which
+//! out[b, oy, ox, :] = sum_t x[b, oy s + dy_t, ox s + dx_t, :] W\[t], zero outside x; W is (T, Cin, Cout), which
 //! for a dense kernel is the memory of (KH, KW, Cin, Cout), and for a masked one the taps that the mask keeps.
 //! Cost: 2 B OH OW T Cin Cout flops. Which of the equivalent products runs is chosen by how well its columns
 //! fill vectors; the choice depends on sizes and instruction set, never on the number of threads.
