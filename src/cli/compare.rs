@@ -1,6 +1,7 @@
 //! Data sets held against a reference under one model: rows, curves, galleries, the page.
 
 use super::evidence::{Judges, Known};
+use super::sample::{SAMPLES as SAMPLES_STREAM, bytes};
 use super::{Common, output};
 use crate::autograd::no_grad;
 use crate::calibrate::Calibration;
@@ -74,9 +75,7 @@ impl Comparing<'_> {
         };
         page.sets = self.sets().zip(galleries).map(set).collect();
         if is_image(&self.reference) {
-            let mut rng = Philox::new(seed).fork(3);
-            let drawn = model.model.sample(SAMPLES, &SampleOptions::default(), &mut rng)?;
-            page.samples = Image::all(&super::sample::bytes(&drawn))?;
+            page.samples = samples(&*model.model, seed)?;
         }
         Ok(page)
     }
@@ -114,6 +113,22 @@ pub fn publish(common: &Common, page: &Page, dir: &Path) -> Result<()> {
     }
     super::progress::say(common, format!("{}", dir.join("report.html").display()));
     Ok(())
+}
+
+/// Images that the model draws, of every class in turn if it has classes.
+fn samples(model: &dyn Model, seed: u64) -> Result<Vec<Image>> {
+    let mut rng = Philox::new(seed).fork(SAMPLES_STREAM);
+    let labels: Vec<Option<i32>> = match model.input().classes {
+        Some(classes) => (0..classes.min(SAMPLES) as i32).map(Some).collect(),
+        None => vec![None],
+    };
+    let mut images = Vec::new();
+    for &label in &labels {
+        let options = SampleOptions { label, ..Default::default() };
+        let drawn = model.sample(SAMPLES / labels.len(), &options, &mut rng)?;
+        images.extend(Image::all(&bytes(&drawn))?);
+    }
+    Ok(images)
 }
 
 fn is_image(known: &Known) -> bool {

@@ -9,7 +9,7 @@ use crate::tensor::{DType, Tensor};
 use std::path::PathBuf;
 
 /// The stream of the seed from which samples are drawn.
-const SAMPLES: u64 = 3;
+pub const SAMPLES: u64 = 3;
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -1,0 +1,272 @@
+//! The program as its users meet it: what goes to stdout and stderr, exit codes, messages.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn surprisal(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_surprisal"));
+    command.args(args).env_remove("RUST_BACKTRACE").env("NO_COLOR", "1");
+    command
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// It ends with `code`, prints nothing on stdout, and one message on stderr with all `words`.
+fn fails(args: &[&str], code: i32, words: &[&str]) {
+    let output = surprisal(args);
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    for word in words {
+        assert!(message.contains(word), "{args:?}: no \"{word}\" in: {message}");
+    }
+    assert!(!message.contains("panicked"), "{args:?}: {message}");
+}
+
+fn succeeds(args: &[&str]) -> String {
+    let output = surprisal(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn lists_are_arrays_of_objects() {
+    for what in ["models", "scorers", "sources", "ops"] {
+        let found: Value = serde_json::from_str(&succeeds(&["list", what, "--json"])).unwrap();
+        for entry in found.as_array().unwrap() {
+            for key in ["name", "family", "summary"] {
+                assert!(entry[key].as_str().is_some_and(|s| !s.is_empty()), "{what}: {entry}");
+            }
+        }
+        let lines = succeeds(&["list", what]);
+        assert_eq!(lines.lines().count(), found.as_array().unwrap().len(), "{lines}");
+    }
+    fails(&["list", "modls"], 2, &["models"]);
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    fails(&["traim"], 2, &["train"]);
+    fails(&[], 2, &["Usage"]);
+    fails(&["train", "--data", "x"], 2, &["MODEL"]);
+    fails(&["list", "models", "--device", "gpu"], 2, &["gpu", "cuda:N"]);
+    fails(&["list", "models", "--device", "cuda:x"], 2, &["cuda:x"]);
+    fails(&["list", "models", "--threads", "0"], 2, &["threads"]);
+    fails(&["bench", "glow82"], 2, &["did you mean \"glow28\"?"]);
+    fails(&["train", "no-such-preset-at-all", "--data", "x"], 2, &["no-such-preset-at-all"]);
+    fails(&["score", "m", "d", "--scorer", "nnl"], 2, &["did you mean \"nll\"?"]);
+    fails(&["score", "m", "d", "--csv", "--json"], 2, &["--csv"]);
+    fails(&["eval", "m", "--reference", "r"], 2, &["--other"]);
+    fails(&["eval", "m", "--reference", "r", "--other", "o", "--alpha", "2"], 2, &["--alpha"]);
+    fails(&["sample", "m", "--out", "x.gif"], 2, &["x.gif", ".png"]);
+    fails(&["sample", "m", "-n", "0", "--out", "x.png"], 2, &["0"]);
+}
+
+#[test]
+fn what_is_not_there_ends_with_1() {
+    fails(&["list", "models", "--device", "cuda"], 1, &["no CUDA"]);
+    fails(&["list", "models", "--device", "cuda:1"], 1, &["no CUDA"]);
+    fails(&["score", "no-such-model", "no-such-data"], 1, &["no-such-model"]);
+    fails(&["sample", "no-such-model", "--out", "x.png"], 1, &["no-such-model"]);
+    fails(&["bench", "pixelcnn28", "--amp", "bf16"], 1, &["bf16"]);
+}
+
+#[test]
+fn bad_model_files_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bad.safetensors");
+    let cases: [(&[u8], &str); 4] = [
+        (b"", "0 bytes"),
+        (b"\x10\0\0\0\0\0\0\0{}", "truncated"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\xffetc", "not a safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0{}", "__metadata__"),
+    ];
+    for (bytes, word) in cases {
+        std::fs::write(&path, bytes).unwrap();
+        fails(&["info", text(&path)], 1, &["bad.safetensors", word]);
+        fails(&["score", text(&path), "data"], 1, &["bad.safetensors", word]);
+        fails(&["sample", text(&path), "--out", "x.png"], 1, &["bad.safetensors", word]);
+    }
+}
+
+#[test]
+fn help_goes_to_stdout() {
+    assert!(succeeds(&["--help"]).contains("demo"));
+    for command in ["demo", "train", "score", "eval", "sample", "list", "info", "bench"] {
+        assert!(succeeds(&[command, "--help"]).contains("--json"), "{command}");
+    }
+    assert!(succeeds(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_one_message() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command(&["list", "scorers"]).stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("standard output"), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let mut child = command(&["list", "scorers"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
+
+/// The settings of a pixelcnn28 that trains in a moment.
+const SMALL: &[&str] = &["channels=8", "depth=1", "train.batch=16"];
+
+fn demo_data(name: &str) -> String {
+    format!("{}/data/{name}-images-idx3-ubyte.gz", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Arguments of a small training run that writes to `dir`.
+fn training<'a>(dir: &'a str, data: &'a str, set: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", "pixelcnn28", "--data", data, "--out", dir];
+    SMALL.iter().chain(set).for_each(|&s| args.extend(["--set", s]));
+    args
+}
+
+#[test]
+fn the_whole_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&dir.path().join(name)).to_string();
+    let (clothes, digits) = (demo_data("fashion-mnist-t10k"), demo_data("mnist-t10k"));
+    let (model, background, out) = (at("model"), at("background"), at("out"));
+    let set = ["train.epochs=2", "train.validation=0.3"];
+
+    let mut args = training(&model, &clothes, &set);
+    args.extend(["--limit", "200", "--json"]);
+    let found: Value = serde_json::from_str(&succeeds(&args)).unwrap();
+    assert_eq!((&found["training"]["steps"], &found["training"]["examples"]), (&16.into(), &140.into()));
+    let file = found["path"].as_str().unwrap();
+    fails(&args, 2, &["--resume", "--overwrite"]);
+    let mut args = training(&background, &clothes, &set);
+    args.extend(["--limit", "200", "--background", "--quiet"]);
+    let output = surprisal(&args);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    assert!(stdout(&output).trim_end().ends_with("model.safetensors"));
+
+    let info: Value = serde_json::from_str(&succeeds(&["info", file, "--json"])).unwrap();
+    assert_eq!((&info["model"], &info["config"]["channels"]), (&"pixelcnn".into(), &8.into()));
+    assert!(info["parameters"].as_array().is_some_and(|p| !p.is_empty()));
+    assert_eq!((&info["training"]["steps"], &info["calibration"]["rows"]), (&16.into(), &60.into()));
+    assert_eq!(succeeds(&["info", file]), succeeds(&["info", &model]));
+
+    let score = |extra: &[&str]| succeeds(&[&["score", file, &digits, "--limit", "20"], extra].concat());
+    let csv = score(&["--scorer", "nll", "--alpha", "0.1"]);
+    assert_eq!(csv.lines().next(), Some("index,nats,bits_per_dim,score,p_value,decision"));
+    assert_eq!(csv.lines().count(), 21);
+    let rows: Vec<Value> =
+        serde_json::from_str(&score(&["--scorer", "nll", "--alpha", "0.1", "--json"])).unwrap();
+    for (row, line) in rows.iter().zip(csv.lines().skip(1)) {
+        assert!(line.starts_with(&format!("{},{},", row["index"], row["nats"])), "{line} {row}");
+        assert_eq!(row["score"].as_f64().unwrap(), -row["nats"].as_f64().unwrap());
+        let p = row["p_value"].as_f64().unwrap();
+        assert_eq!(row["decision"], if p <= 0.1 { "anomaly" } else { "normal" });
+    }
+    assert_eq!(score(&["--threads", "1"]), score(&["--threads", "2"]));
+    let ratios = score(&["--background", &background, "--alpha", "0.1"]);
+    assert!(ratios.lines().skip(1).all(|l| l.ends_with("anomaly") || l.ends_with("normal")), "{ratios}");
+    let with = score(&["--scorer", "typicality", "--reference", &clothes]);
+    assert_eq!(with.lines().count(), 21);
+    fails(&["score", file, &digits, "--limit", "20", "--alpha", "0.0001"], 2, &["alpha", "rows"]);
+    fails(&["score", file, &digits, "--limit", "20", "--scorer", "likelihood_ratio"], 2, &["background"]);
+
+    let png = at("samples.png");
+    assert_eq!(succeeds(&["sample", file, "-n", "4", "--out", &png]).trim_end(), png);
+    let first = std::fs::read(&png).unwrap();
+    succeeds(&["sample", file, "-n", "4", "--out", &png, "--threads", "1"]);
+    assert_eq!(first, std::fs::read(&png).unwrap());
+    fails(&["sample", file, "--out", &png, "--label", "3"], 2, &["label"]);
+    fails(&["sample", file, "--out", &at("no/such/x.png")], 1, &["no/such/x.png"]);
+
+    let mut args =
+        vec!["eval", file, "--reference", &clothes, "--other", &digits, "--background", &background];
+    args.extend(["--limit", "40", "--out", &out, "--json"]);
+    let found = succeeds(&args);
+    let rows: Vec<Value> = serde_json::from_str(&found).unwrap();
+    assert_eq!(std::fs::read_to_string(dir.path().join("out/results.json")).unwrap(), found);
+    assert!(std::fs::read_to_string(dir.path().join("out/report.html")).unwrap().contains("</html>"));
+    let scorers: Vec<&str> = rows.iter().map(|r| r["scorer"].as_str().unwrap()).collect();
+    for scorer in ["nll", "likelihood_ratio", "complexity_png", "complexity_zstd", "typicality"] {
+        assert!(scorers.contains(&scorer), "{scorers:?}");
+    }
+    let keys = ["model", "reference", "other", "n_reference", "n_other", "auroc", "auroc_low", "auroc_high"];
+    for (row, key) in
+        rows.iter().flat_map(|r| keys.iter().chain(&["aupr_in", "aupr_out", "fpr95"]).map(move |k| (r, k)))
+    {
+        assert!(!row[key].is_null(), "{key}: {row}");
+    }
+}
+
+#[test]
+fn training_refuses_what_it_cannot_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, clothes) = (text(&dir.path().join("m")).to_string(), demo_data("fashion-mnist-t10k"));
+    fails(&["train", "pixelcnn82", "--data", &clothes, "--out", &out], 2, &["did you mean \"pixelcnn28\"?"]);
+    let with = |set: &'static str| training(&out, &clothes, &[set]);
+    fails(&with("train.epoch=3"), 2, &["did you mean \"train.epochs\"?"]);
+    fails(&with("chanels=3"), 2, &["did you mean \"channels\"?"]);
+    fails(&with("depth=deep"), 2, &["depth", "an integer"]);
+    fails(&training(&out, "no-such-data", &[]), 1, &["no-such-data"]);
+    let blocked = dir.path().join("file");
+    std::fs::write(&blocked, "x").unwrap();
+    let below = text(&blocked.join("m")).to_string();
+    fails(&training(&below, &clothes, &["train.steps=1"]), 1, &["file/m"]);
+    fails(&["train", "--resume", &out, "--data", &clothes], 1, &["optimiser.safetensors"]);
+    assert!(!Path::new(&out).exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_saves_and_says_how_to_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&dir.path().join(name)).to_string();
+    let (whole, parts, clothes) = (at("whole"), at("parts"), demo_data("fashion-mnist-t10k"));
+    let set = ["train.epochs=8", "train.validation=0"];
+    let all = |out| [training(out, &clothes, &set), vec!["--limit", "160"]].concat();
+    succeeds(&all(&whole));
+    let mut child = command(&all(&parts)).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // The first epoch is over: there are seven more to interrupt.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    lines.find(|l| l.as_ref().unwrap().contains("epoch 1:")).unwrap().unwrap();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest:?}");
+    assert!(rest.iter().any(|l| l.contains(&format!("--resume {parts}"))), "{rest:?}");
+    succeeds(&["train", "--resume", &parts, "--data", &clothes, "--limit", "160"]);
+    let read = |dir: &str| std::fs::read(Path::new(dir).join("model.safetensors")).unwrap();
+    assert!(read(&whole) == read(&parts), "an interrupted and continued run ended elsewhere");
+}
+
+#[test]
+fn bench_prints_one_line() {
+    for name in ["pixelcnn28", "pixelcnn28_sample", "glow28"] {
+        let found = succeeds(&["bench", name, "--seconds", "0", "--batch-scale", "0.1", "--json"]);
+        assert_eq!(found.lines().count(), 1);
+        let line: Value = serde_json::from_str(&found).unwrap();
+        for key in ["params", "batch", "steps", "median_s", "min_s", "samples_per_s"] {
+            assert!(line[key].as_f64().is_some_and(|x| x > 0.0), "{line}");
+        }
+        assert_eq!(line["name"], name);
+    }
+}
