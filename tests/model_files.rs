@@ -251,7 +251,7 @@ fn presets_are_found_and_settings_are_typed() {
     wrong("train.batch=0", &["train.batch", "at least 1"]);
     wrong("train.lr=-1", &["train.lr"]);
     wrong("train.schedule.curve=cosin", &["cosine"]);
-    let Err(error) = config::find(MODELS, "gaus4") else { panic!("found") };
+    let Err(error) = config::find(MODELS, "gauss44") else { panic!("found") };
     assert!(error.to_string().contains("did you mean \"gauss4\"?"), "{error}");
 }
 
