@@ -2,6 +2,7 @@
 
 use surprisal::autograd;
 use surprisal::bijections::{Bijection, Chain, FlowStep, Memory, Mixing};
+use surprisal::data::Dataset;
 use surprisal::data::{Prepare, Transform};
 use surprisal::models::flow::glow::{GLOW, Glow, GlowConfig};
 use surprisal::models::{Batch, Kind, Model, SampleOptions};
@@ -224,7 +225,8 @@ fn initialisation_from_data_standardises_the_latents() {
     let glow = Glow::new(config, DType::F32, &mut Philox::new(1)).expect("a valid configuration");
     let batch = Batch::new(bytes(64, shape));
     let before = glow.log_prob(&batch, &mut Philox::new(2)).nats.mean_all().item();
-    glow.init_from(&batch, &mut Philox::new(2));
+    let train = Dataset::new("bytes", batch.x.clone());
+    glow.init_from(&train, &batch, &mut Philox::new(2));
     let after = glow.log_prob(&batch, &mut Philox::new(2)).nats.mean_all().item();
     assert!(after > before, "log p went from {before} to {after}");
     let log_scale = glow.params().get("top.0.log_scale").expect("the first actnorm").get();

@@ -9,7 +9,7 @@ use surprisal::scorers::{self, Compressor, Evidence, SCORERS, Scorer, ScorerInfo
 use surprisal::{DType, ErrorKind, Tensor};
 
 const N: usize = 300;
-const KINDS: [Kind; 3] = [Kind::Exact, Kind::LowerBound, Kind::Unnormalised];
+const KINDS: [Kind; 4] = [Kind::Exact, Kind::LowerBound, Kind::Estimate, Kind::Unnormalised];
 
 /// Images with log-likelihoods under two models.
 struct Set {
@@ -32,7 +32,7 @@ impl Set {
             rng.normal([N], DType::F64).as_slice::<f64>().iter().map(|x| mean + spread * x).collect()
         };
         let (nats, background) = (around(mean, 10.0), around(background, 3.0));
-        Self { data: Dataset { name: name.into(), values, labels: None }, nats, background }
+        Self { data: Dataset::new(name, values), nats, background }
     }
 
     fn evidence(&self, kind: Kind) -> Evidence<'_> {

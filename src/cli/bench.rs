@@ -179,7 +179,7 @@ fn train_step(
     optimiser: &mut Optimiser,
     options: &FitOptions,
 ) {
-    let loss = model.log_prob(batch, rng).nats.mean_all().affine(-1.0, 0.0);
+    let loss = model.objective(batch, rng).mean_all();
     let leaves = optimiser.leaves();
     let grads = autograd::backward(loss, &leaves.iter().collect::<Vec<_>>());
     drop(leaves);

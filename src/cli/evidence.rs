@@ -119,7 +119,7 @@ fn ratios(model: &HeldOut, background: &HeldOut) -> Result<Vec<Calibration>> {
         ));
     }
     let values = Tensor::zeros(&sizes, DType::U8);
-    let data = Dataset { name: "held-out data".into(), values, labels: None };
+    let data = Dataset::new("held-out data", values);
     let (nats, background) = (model.nats.clone(), Some(background.nats.clone()));
     let known = Known { data, nats, kind: model.kind, background };
     let mut out = known.calibrations()?;

@@ -23,13 +23,17 @@ enum What {
     Ops,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Entry {
     name: &'static str,
     family: &'static str,
     summary: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     presets: Option<Vec<&'static str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    objective: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reproduce: Option<&'static str>,
 }
 
 /// Prints the registry.
@@ -38,7 +42,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         ($registry:expr) => {
             $registry
                 .iter()
-                .map(|i| Entry { name: i.name, family: i.family, summary: i.summary, presets: None })
+                .map(|i| Entry { name: i.name, family: i.family, summary: i.summary, ..Default::default() })
                 .collect::<Vec<_>>()
         };
     }
@@ -47,7 +51,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             .iter()
             .map(|m| {
                 let presets = Some(m.presets.iter().map(|p| p.0).collect());
-                Entry { name: m.name, family: m.family, summary: m.summary, presets }
+                let (objective, reproduce) = (Some(m.objective), Some(m.reproduce));
+                Entry { name: m.name, family: m.family, summary: m.summary, presets, objective, reproduce }
             })
             .collect(),
         What::Scorers => entries!(SCORERS),

@@ -1,9 +1,11 @@
 //! Examples in memory.
 
+use super::Schema;
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Named examples of one shape, in memory.
 #[derive(Debug, Clone)]
@@ -14,9 +16,21 @@ pub struct Dataset {
     pub values: Tensor,
     /// (N,) class labels, if known.
     pub labels: Option<Vec<i32>>,
+    /// What the columns of a table mean, if known.
+    pub schema: Option<Arc<Schema>>,
 }
 
 impl Dataset {
+    /// Examples without labels or schema.
+    pub fn new(name: impl Into<String>, values: Tensor) -> Self {
+        Self { name: name.into(), values, labels: None, schema: None }
+    }
+
+    /// With class labels.
+    pub fn with_labels(self, labels: Option<Vec<i32>>) -> Self {
+        Self { labels, ..self }
+    }
+
     /// Number of examples.
     pub fn len(&self) -> usize {
         self.values.shape()[0]
@@ -51,16 +65,16 @@ impl Dataset {
             picked.extend_from_slice(&bytes[i * row..(i + 1) * row]);
         }
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|&i| labels[i]).collect());
-        Self { name: self.name.clone(), values: self.shaped(&picked, indices.len()), labels }
+        Self { values: self.shaped(&picked, indices.len()), labels, ..self.clone() }
     }
 
     /// The first `n` examples (all, when there are fewer).
     pub fn take(&self, n: usize) -> Self {
         let n = n.min(self.len());
         Self {
-            name: self.name.clone(),
             values: self.rows(0..n),
             labels: self.labels.as_ref().map(|labels| labels[..n].to_vec()),
+            ..self.clone()
         }
     }
 

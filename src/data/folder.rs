@@ -49,7 +49,7 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
     let [h, w, c] = size;
     let absolute = path.canonicalize().map_err(|e| Error::io(path, e))?;
     let name = absolute.file_stem().unwrap_or_default().to_string_lossy().to_string();
-    Ok(Dataset { name, values: Tensor::from_slice(&pixels, [files.len(), h, w, c]), labels })
+    Ok(Dataset::new(name, Tensor::from_slice(&pixels, [files.len(), h, w, c])).with_labels(labels))
 }
 
 /// The images of a folder, or those of its sub-folders with the index of each sub-folder as label.

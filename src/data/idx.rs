@@ -54,7 +54,7 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
         }
         None => None,
     };
-    Ok(Dataset { name: name(path), values, labels })
+    Ok(Dataset::new(name(path), values).with_labels(labels))
 }
 
 /// The limited array, and how many examples the file holds.

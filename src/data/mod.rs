@@ -15,11 +15,13 @@ mod input;
 mod npy;
 mod npz;
 pub mod prepare;
+mod schema;
 mod write;
 
 pub use dataset::Dataset;
 pub use demo::{Demo, demo, demo_folder};
 pub use prepare::{Prepare, Transform, mutate};
+pub use schema::{Column, ColumnKind, Schema};
 pub use write::{encode_png, grid, png, write_npy, write_png};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -29,7 +29,7 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
     let (array, _) = read_array(Input::open(path)?, options)?;
     let name = super::plain_name(path);
     let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
-    Ok(Dataset { name, values: array.values(path)?, labels: None })
+    Ok(Dataset::new(name, array.values(path)?))
 }
 
 /// The array limited to its first rows, and how many rows there are.

@@ -64,7 +64,7 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
     };
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name = options.key.as_ref().map_or(stem.to_string(), |key| format!("{stem}:{key}"));
-    Ok(Dataset { name, values, labels })
+    Ok(Dataset::new(name, values).with_labels(labels))
 }
 
 impl<'a> Archive<'a> {

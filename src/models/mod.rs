@@ -23,6 +23,8 @@ pub enum Kind {
     Exact,
     /// A lower bound on log p(x), or an estimate whose expectation is one.
     LowerBound,
+    /// log p(x) with an estimated normalising constant.
+    Estimate,
     /// log p(x) up to an unknown constant.
     Unnormalised,
 }
@@ -150,8 +152,22 @@ pub trait Model: Send + Sync {
     /// `n` samples in the units of the data, (n, ...) of the data's dtype.
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor>;
 
-    /// Data-dependent initialisation from a first batch; nothing by default.
-    fn init_from(&self, _batch: &Batch, _rng: &mut Philox) {}
+    /// What training minimises, (B,) per example and with its graph: by default the surprisal −log p(x), in nats.
+    fn objective(&self, batch: &Batch, rng: &mut Philox) -> Tensor {
+        -&self.log_prob(batch, rng).nats
+    }
+
+    /// Data-dependent initialisation from the training data and its first batch; nothing by default.
+    fn init_from(&self, _train: &Dataset, _batch: &Batch, _rng: &mut Philox) {}
+
+    /// Fits models that have an algorithm of their own instead of gradient steps (expectation maximisation, counting).
+    /// Returns the mean surprisal in nats after each iteration; `None`, the default, asks for gradient steps.
+    ///
+    /// # Errors
+    /// When the data cannot be fitted.
+    fn solve(&self, _train: &Dataset, _rng: &mut Philox) -> Result<Option<Vec<f64>>> {
+        Ok(None)
+    }
 }
 
 /// One line of the registry: a kind of model that can be built from a configuration.
@@ -162,6 +178,10 @@ pub struct ModelInfo {
     pub family: &'static str,
     /// One sentence, with the source paper.
     pub summary: &'static str,
+    /// What training minimises, in words and with its unit: `surprisal, nats`.
+    pub objective: &'static str,
+    /// The command that trains it, and the figure that it should reach, with its source.
+    pub reproduce: &'static str,
     /// Named configurations as TOML text (the first is the default). A preset names every key that `build` reads;
     /// the example's shape is called `shape`. A table `[train]` overrides [`crate::train::FitOptions`].
     pub presets: &'static [(&'static str, &'static str)],

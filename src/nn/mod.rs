@@ -5,17 +5,28 @@ use crate::tensor::{DType, Shape, Tensor};
 use std::cell::Cell;
 use std::sync::{Arc, RwLock};
 
-/// A trainable tensor, shared between a model and its optimiser.
+/// A tensor that belongs to a model: a trainable parameter, shared with its optimiser, or a buffer (statistics of the
+/// data, a replay buffer, means of a mixture) that is saved with the model but has no gradient.
 #[derive(Clone)]
 pub struct Param(Arc<RwLock<Tensor>>);
 
 impl Param {
-    /// A parameter with this initial value.
+    /// A trainable parameter with this initial value.
     pub fn new(value: Tensor) -> Self {
         Self(Arc::new(RwLock::new(value.requires_grad())))
     }
 
-    /// The present value, as a leaf of the graph; every call returns the same leaf.
+    /// A buffer with this initial value.
+    pub fn buffer(value: Tensor) -> Self {
+        Self(Arc::new(RwLock::new(value.detach())))
+    }
+
+    /// Whether gradients train it; buffers are set by the model itself.
+    pub fn is_trainable(&self) -> bool {
+        self.get().var().is_some()
+    }
+
+    /// The present value; of a trainable parameter as a leaf of the graph, every call returns the same leaf.
     pub fn get(&self) -> Tensor {
         self.0.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
@@ -59,7 +70,12 @@ impl ParamStore {
         self.entries.iter().find(|(n, _)| n == name).map(|(_, p)| p)
     }
 
-    /// Number of parameter tensors.
+    /// The trainable parameters with their names.
+    pub fn trainable(&self) -> impl Iterator<Item = (&str, &Param)> {
+        self.iter().filter(|(_, p)| p.is_trainable())
+    }
+
+    /// Number of tensors, buffers included.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -69,9 +85,9 @@ impl ParamStore {
         self.entries.is_empty()
     }
 
-    /// Number of scalar parameters.
+    /// Number of scalar parameters, without buffers.
     pub fn count(&self) -> usize {
-        self.entries.iter().map(|(_, p)| p.get().len()).sum()
+        self.trainable().map(|(_, p)| p.get().len()).sum()
     }
 }
 
@@ -145,9 +161,29 @@ impl<'a> Init<'a> {
     /// When the name is taken.
     #[track_caller]
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>, initial: Initial) -> Param {
+        self.entry(name, shape.into(), self.dtype, initial, Param::new)
+    }
+
+    /// Creates the buffer `name`: saved with the model, not trained.
+    ///
+    /// # Panics
+    /// When the name is taken.
+    #[track_caller]
+    pub fn buffer(&mut self, name: &str, shape: impl Into<Shape>, dtype: DType, initial: Initial) -> Param {
+        self.entry(name, shape.into(), dtype, initial, Param::buffer)
+    }
+
+    #[track_caller]
+    fn entry(
+        &mut self,
+        name: &str,
+        shape: Shape,
+        dtype: DType,
+        initial: Initial,
+        make: fn(Tensor) -> Param,
+    ) -> Param {
         let full = format!("{}{name}", self.prefix);
         assert!(self.store.get(&full).is_none(), "a parameter is called {full} already");
-        let shape = shape.into();
         if let Some(room) = ROOM.get() {
             let len = shape.as_slice().iter().try_fold(1, |n: usize, &d| n.checked_mul(d));
             match len.and_then(|len| room.checked_sub(len)) {
@@ -155,8 +191,7 @@ impl<'a> Init<'a> {
                 None => std::panic::resume_unwind(Box::new(NoRoom)),
             }
         }
-        let value = self.rng.initial(shape, self.dtype, initial);
-        let param = Param::new(value);
+        let param = make(self.rng.initial(shape, dtype, initial));
         self.store.entries.push((full, param.clone()));
         param
     }

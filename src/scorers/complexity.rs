@@ -14,10 +14,9 @@
 //!
 //! L includes the file's fixed overhead (57 bytes for PNG), which shifts all scores of one shape alike.
 
-use super::{Evidence, Fit, Scorer, ScorerInfo};
+use super::{Evidence, Fit, NORMALISED, Scorer, ScorerInfo};
 use crate::data::{Dataset, encode_png};
 use crate::error::{Error, ErrorKind, Result};
-use crate::models::Kind;
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -27,7 +26,7 @@ pub static COMPLEXITY_PNG: ScorerInfo = ScorerInfo {
     family: "complexity",
     summary: "bits of the model minus bits of the PNG file (Serra et al. 2020)",
     unit: "bits",
-    accepts: &[Kind::Exact, Kind::LowerBound],
+    accepts: NORMALISED,
     needs_background: false,
     needs_images: true,
     build: || Box::new(Complexity::new(Compressor::Png)),
@@ -39,7 +38,7 @@ pub static COMPLEXITY_ZSTD: ScorerInfo = ScorerInfo {
     family: "complexity",
     summary: "bits of the model minus bits of the zstd frame (after Serra et al. 2020)",
     unit: "bits",
-    accepts: &[Kind::Exact, Kind::LowerBound],
+    accepts: NORMALISED,
     needs_background: false,
     needs_images: false,
     build: || Box::new(Complexity::new(Compressor::Zstd)),

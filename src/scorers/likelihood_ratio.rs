@@ -9,9 +9,8 @@
 //! model explains x better than the background does. Likelihoods with an unknown constant are refused, since they
 //! have no such zero.
 
-use super::{Evidence, Fit, Scorer, ScorerInfo};
+use super::{Evidence, Fit, NORMALISED, Scorer, ScorerInfo};
 use crate::error::Result;
-use crate::models::Kind;
 use serde_json::Value;
 
 /// The registry's line.
@@ -20,7 +19,7 @@ pub static LIKELIHOOD_RATIO: ScorerInfo = ScorerInfo {
     family: "ratio",
     summary: "log-likelihood ratio against a background model, in nats (Ren et al. 2019)",
     unit: "nats",
-    accepts: &[Kind::Exact, Kind::LowerBound],
+    accepts: NORMALISED,
     needs_background: true,
     needs_images: false,
     build: || Box::new(LikelihoodRatio::default()),

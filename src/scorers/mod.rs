@@ -88,6 +88,11 @@ pub struct ScorerInfo {
     pub build: fn() -> Box<dyn Scorer>,
 }
 
+/// Every kind of log-likelihood, for scorers to which only its order or its spread matters.
+const ANY_KIND: &[Kind] = &[Kind::Exact, Kind::LowerBound, Kind::Estimate, Kind::Unnormalised];
+/// The kinds whose zero has a meaning: no unknown constant.
+const NORMALISED: &[Kind] = &[Kind::Exact, Kind::LowerBound, Kind::Estimate];
+
 /// All scorers.
 pub static SCORERS: &[&ScorerInfo] = &[
     &nll::NLL,
@@ -172,6 +177,7 @@ fn words(kind: Kind) -> &'static str {
     match kind {
         Kind::Exact => "exact",
         Kind::LowerBound => "lower-bound",
+        Kind::Estimate => "estimated",
         Kind::Unnormalised => "unnormalised",
     }
 }

@@ -8,9 +8,8 @@
 //! generative models know what they don't know?", arXiv:1810.09136). It accepts every [`Kind`]: a bound shifts the
 //! score by its gap, an unknown constant shifts all scores alike and leaves their order.
 
-use super::{Evidence, Fit, Scorer, ScorerInfo};
+use super::{ANY_KIND, Evidence, Fit, Scorer, ScorerInfo};
 use crate::error::Result;
-use crate::models::Kind;
 use serde_json::Value;
 
 /// The registry's line.
@@ -19,7 +18,7 @@ pub static NLL: ScorerInfo = ScorerInfo {
     family: "likelihood",
     summary: "negative log-likelihood in nats, the raw surprisal (Bishop 1994)",
     unit: "nats",
-    accepts: &[Kind::Exact, Kind::LowerBound, Kind::Unnormalised],
+    accepts: ANY_KIND,
     needs_background: false,
     needs_images: false,
     build: || Box::new(Nll::default()),

@@ -15,15 +15,12 @@
 //!
 //! A constant in log p cancels, so every [`Kind`] is accepted.
 
-use super::{Evidence, Fit, Scorer, ScorerInfo};
+use super::{ANY_KIND, Evidence, Fit, Scorer, ScorerInfo};
 use crate::error::{Error, ErrorKind, Result};
-use crate::models::Kind;
 use crate::random::Philox;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-const ANY: &[Kind] = &[Kind::Exact, Kind::LowerBound, Kind::Unnormalised];
 
 /// The registry's line for single inputs.
 pub static TYPICALITY: ScorerInfo = ScorerInfo {
@@ -31,7 +28,7 @@ pub static TYPICALITY: ScorerInfo = ScorerInfo {
     family: "typicality",
     summary: "distance of the surprisal from the reference's entropy, in nats (Nalisnick et al. 2019)",
     unit: "nats",
-    accepts: ANY,
+    accepts: ANY_KIND,
     needs_background: false,
     needs_images: false,
     build: || Box::new(Typicality::single()),
@@ -43,7 +40,7 @@ pub static TYPICALITY_BATCH: ScorerInfo = ScorerInfo {
     family: "typicality",
     summary: "distance of a batch's mean surprisal from the entropy, one score per 10 rows (Nalisnick et al. 2019)",
     unit: "nats",
-    accepts: ANY,
+    accepts: ANY_KIND,
     needs_background: false,
     needs_images: false,
     build: || Box::new(Typicality { size: 10, alpha: 0.01, learned: None }),

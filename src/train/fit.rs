@@ -75,7 +75,7 @@ pub struct StepInfo {
     pub step: u64,
     /// Its epoch, from 1.
     pub epoch: u64,
-    /// Mean surprisal of the batch, nats per example.
+    /// Mean of the objective over the batch: surprisal in nats per example, unless the model minimises something else.
     pub nats: f64,
     /// Norm of the gradient before clipping.
     pub norm: f64,
@@ -189,6 +189,9 @@ pub fn fit(
     if run.epoch_ends() {
         run.end_of_step(ControlFlow::Continue(()), observer)?;
     }
+    if run.progress.step == 0 && run.solve(observer)? {
+        return run.finish(started);
+    }
     while run.progress.step < run.plan.steps && !run.progress.stopped_early {
         let flow = run.step(observer)?;
         run.end_of_step(flow, observer)?;
@@ -214,7 +217,7 @@ impl Run<'_> {
             self.saved = Some(place.dir.join(checkpoint::MODEL));
         } else {
             let (batch, mut rng) = self.batch(0);
-            autograd::no_grad(|| self.model.init_from(&batch, &mut rng));
+            autograd::no_grad(|| self.model.init_from(self.train, &batch, &mut rng));
             self.optimiser = Optimiser::new(self.model.params(), self.options.ema.is_some());
         }
         Ok(())
@@ -238,10 +241,10 @@ impl Run<'_> {
     fn step(&mut self, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
         let step = self.progress.step;
         let (batch, mut rng) = self.batch(step);
-        let nats = self.model.log_prob(&batch, &mut rng).nats;
-        let values = nats.detach();
-        let loss = nats.mean_all().affine(-1.0, 0.0);
-        drop(nats);
+        let objective = self.model.objective(&batch, &mut rng);
+        let values = objective.detach();
+        let loss = objective.mean_all();
+        drop(objective);
         let value = loss.item();
         let leaves = self.optimiser.leaves();
         let grads = autograd::backward(loss, &leaves.iter().collect::<Vec<_>>());
@@ -260,10 +263,32 @@ impl Run<'_> {
         Ok(observer.on(&Event::Step(&StepInfo { step, epoch, nats: value, norm, lr })))
     }
 
+    /// Lets a model that has an algorithm of its own fit itself; each of its iterations counts as a step and an epoch.
+    fn solve(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let mut rng = Philox::new(self.options.seed).fork(STEP);
+        let Some(trace) = autograd::no_grad(|| self.model.solve(self.train, &mut rng))? else {
+            return Ok(false);
+        };
+        self.optimiser = Optimiser::new(self.model.params(), self.options.ema.is_some());
+        let last = trace.len();
+        let validation = self.validate(observer)?;
+        for (i, train_nats) in trace.into_iter().enumerate() {
+            let (number, validation_nats) = (i as u64 + 1, validation.filter(|_| i + 1 == last));
+            let ended = Epoch { epoch: number, step: number, train_nats, validation_nats };
+            let _ = observer.on(&Event::Epoch(&ended));
+            self.progress.epochs.push(ended);
+            self.progress.step = number;
+        }
+        self.progress.best = validation.map(|nats| (last as u64, nats));
+        self.plan.steps = self.progress.step;
+        self.save(observer)?;
+        Ok(true)
+    }
+
     /// Where the first number is that is not finite.
-    fn diagnose(&self, loss: f64, nats: &Tensor, grads: &[Tensor]) -> Error {
+    fn diagnose(&self, loss: f64, values: &Tensor, grads: &[Tensor]) -> Error {
         let step = self.progress.step + 1;
-        let params = || self.model.params().iter();
+        let params = || self.model.params().trainable();
         let what = if let Some((name, _)) = params().find(|(_, p)| first_non_finite(&p.get()).is_some()) {
             format!("the first value that is not finite is in the parameter {name}")
         } else if let Some(((name, _), _)) = params().zip(grads).find(|(_, g)| first_non_finite(g).is_some())
@@ -272,7 +297,7 @@ impl Run<'_> {
         } else {
             "all parameters and gradients are finite".into()
         };
-        let row = nats.to_f64_vec().iter().position(|x| !x.is_finite());
+        let row = values.to_f64_vec().iter().position(|x| !x.is_finite());
         let row = row.map_or(String::new(), |row| format!(", from example {row} of the batch"));
         let last = match &self.saved {
             Some(path) => format!("the last good checkpoint is {}", path.display()),

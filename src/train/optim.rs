@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 /// The parameters of a model with their moments.
 pub struct Optimiser {
     slots: Vec<Slot>,
+    /// What the model keeps beside its parameters: saved with them, never stepped.
+    buffers: Vec<(String, Param)>,
     step: u64,
 }
 
@@ -75,7 +77,9 @@ impl Optimiser {
             let ema = ema.then_some(value);
             Slot { name: name.to_string(), param: param.clone(), m: zeros.clone(), v: zeros, ema }
         };
-        Self { slots: params.iter().map(slot).collect(), step: 0 }
+        let buffers = params.iter().filter(|(_, p)| !p.is_trainable());
+        let buffers = buffers.map(|(name, p)| (name.to_string(), p.clone())).collect();
+        Self { slots: params.trainable().map(slot).collect(), buffers, step: 0 }
     }
 
     /// Number of steps taken.
@@ -127,11 +131,15 @@ impl Optimiser {
     /// The weights to evaluate and keep: the moving average if there is one, else the present weights.
     pub fn averaged(&self) -> BTreeMap<String, Tensor> {
         let value = |s: &Slot| s.ema.clone().unwrap_or_else(|| s.param.get().detach());
-        self.slots.iter().map(|s| (s.name.clone(), value(s))).collect()
+        let buffers = self.buffers.iter().map(|(name, p)| (name.clone(), p.get()));
+        self.slots.iter().map(|s| (s.name.clone(), value(s))).chain(buffers).collect()
     }
 
-    /// Adds the state to `out`: `param.NAME`, `m.NAME`, `v.NAME` and `ema.NAME`.
+    /// Adds the state to `out`: `param.NAME` (of buffers too), `m.NAME`, `v.NAME` and `ema.NAME`.
     pub fn save(&self, out: &mut BTreeMap<String, Tensor>) {
+        for (name, buffer) in &self.buffers {
+            out.insert(format!("param.{name}"), buffer.get());
+        }
         for Slot { name, param, m, v, ema } in &self.slots {
             out.insert(format!("param.{name}"), param.get().detach());
             out.insert(format!("m.{name}"), m.clone());
@@ -147,9 +155,9 @@ impl Optimiser {
     /// # Errors
     /// [`ErrorKind::Model`] naming the tensor that is missing or of another shape or dtype; nothing is changed then.
     pub fn restore(&mut self, saved: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
-        let find = |part: &str, slot: &Slot| {
-            let name = format!("{part}.{}", slot.name);
-            let wanted = (slot.m.shape(), slot.m.dtype());
+        let find = |part: &str, name: &str, like: &Tensor| {
+            let name = format!("{part}.{name}");
+            let wanted = (like.shape(), like.dtype());
             match saved.get(&name) {
                 Some(t) if (t.shape(), t.dtype()) == wanted => Ok(t.clone()),
                 Some(t) => {
@@ -160,9 +168,14 @@ impl Optimiser {
             .map_err(|message| Error::new(ErrorKind::Model, message))
         };
         let mut found = Vec::new();
-        for slot in &self.slots {
-            let ema = slot.ema.as_ref().map(|_| find("ema", slot)).transpose()?;
-            found.push((find("param", slot)?, find("m", slot)?, find("v", slot)?, ema));
+        for Slot { name, m, ema, .. } in &self.slots {
+            let ema = ema.as_ref().map(|_| find("ema", name, m)).transpose()?;
+            found.push((find("param", name, m)?, find("m", name, m)?, find("v", name, m)?, ema));
+        }
+        let buffers = self.buffers.iter().map(|(name, buffer)| find("param", name, &buffer.get()));
+        let buffers = buffers.collect::<Result<Vec<_>>>()?;
+        for ((_, buffer), value) in self.buffers.iter().zip(&buffers) {
+            buffer.set(value);
         }
         for (slot, (w, m, v, ema)) in self.slots.iter_mut().zip(found) {
             slot.param.set(&w);

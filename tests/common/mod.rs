@@ -37,6 +37,8 @@ pub static GAUSS: ModelInfo = ModelInfo {
     name: "gauss",
     family: "test",
     summary: "independent normal pixels",
+    objective: "surprisal, nats",
+    reproduce: "a test",
     presets: &[
         (
             "gauss4",
@@ -107,5 +109,5 @@ pub fn images(n: usize, side: usize, seed: u64) -> Dataset {
         let (y, x) = (i / side % side, i % side);
         noise[i] as u8 + if x == y { 120 } else { 0 }
     });
-    Dataset { name: "diagonal".into(), values, labels: None }
+    Dataset::new("diagonal", values)
 }

@@ -217,7 +217,7 @@ fn grids_keep_every_pixel() {
 #[test]
 fn datasets_are_cut_and_split() {
     let values = Tensor::from_fn([10, 2], |i| i as f32);
-    let set = Dataset { name: "ten".into(), values, labels: Some((0..10).collect()) };
+    let set = Dataset::new("ten", values).with_labels(Some((0..10).collect()));
     assert_eq!((set.len(), set.dims(), set.example_shape()), (10, 2, &[2][..]));
     assert_eq!(set.select(&[7, 0]).values.as_slice::<f32>(), [14.0, 15.0, 0.0, 1.0]);
     assert_eq!(set.select(&[7, 0]).labels.unwrap(), [7, 0]);

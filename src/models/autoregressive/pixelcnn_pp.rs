@@ -33,6 +33,9 @@ pub const INFO: ModelInfo = ModelInfo {
     name: "pixelcnn_pp",
     family: "autoregressive",
     summary: "gated two-stack PixelCNN with discretised logistic mixtures (PixelCNN++, Salimans et al. 2017)",
+    objective: "surprisal, nats",
+    reproduce: "surprisal train pixelcnn_pp28 --data fashion-mnist-train-images --set train.steps=50000: raw AUROC .089, \
+                likelihood ratio .994 against MNIST (Ren et al. 2019, table 1)",
     presets: &[("pixelcnn_pp28", GREY), ("pixelcnn_pp32", COLOUR)],
     build: |config, rng| {
         let config = serde_json::from_value(config.clone())

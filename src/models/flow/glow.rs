@@ -15,6 +15,7 @@
 
 use crate::autograd;
 use crate::bijections::{Bijection, Chain, FlowStep, Memory, Mixing, Squeeze, reversible};
+use crate::data::Dataset;
 use crate::data::{Prepare, Transform};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
@@ -32,6 +33,9 @@ pub static GLOW: ModelInfo = ModelInfo {
     name: "glow",
     family: "flow",
     summary: "multi-scale flow of actnorm, invertible 1x1 convolutions and couplings (Kingma & Dhariwal 2018)",
+    objective: "surprisal, nats",
+    reproduce: "surprisal train glow28 --data fashion-mnist-train-images --set train.epochs=100: about 2.9 bits/dim on \
+                held-out FashionMNIST (Glow with K = 16: Nalisnick et al. 2019, figure 1)",
     presets: &[("glow28", GLOW28), ("glow28_deep", GLOW28_DEEP), ("glow32", GLOW32)],
     build: |config, rng| {
         let config = serde_json::from_value(config.clone())
@@ -282,7 +286,7 @@ impl Model for Glow {
     }
 
     /// Each actnorm in turn gives its channels mean 0 and deviation 1 on this batch.
-    fn init_from(&self, batch: &Batch, rng: &mut Philox) {
+    fn init_from(&self, _train: &Dataset, batch: &Batch, rng: &mut Philox) {
         autograd::no_grad(|| {
             let (mut x, _) = self.config.prepare.forward(&batch.x, self.dtype, rng);
             for level in &self.levels {
