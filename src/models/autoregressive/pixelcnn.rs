@@ -289,7 +289,9 @@ impl<E: Elem> Points<E> {
         // The stream before every block and behind the last: later colours of a pixel read the earlier ones' there.
         let mut streams = vec![vec![zero; rows * channels]; self.blocks.len() + 1];
         let (mut active, mut top) = (vec![zero; rows * channels], vec![zero; rows * channels]);
-        let (mut inner, mut logits) = (vec![zero; rows * half], vec![zero; rows * colours * levels]);
+        // As those: a later colour's last convolution reads what the earlier colours had in the same block.
+        let mut inners = vec![vec![zero; rows * half]; self.blocks.len()];
+        let mut logits = vec![zero; rows * colours * levels];
         let (mut seen, mut weights) = (Vec::new(), Vec::new());
         let relu = |from: &[E], to: &mut [E]| {
             to.iter_mut().zip(from).for_each(|(y, x)| *y = E::store(x.load().max(E::Acc::from_f64(0.0))));
@@ -298,15 +300,16 @@ impl<E: Elem> Points<E> {
             let (place, colour) = ([at / colours / w, at / colours % w], at % colours);
             pixels.gather(&self.stem.taps, place, &mut seen);
             self.stem.apply(colour, &seen, None, Act::None, &mut streams[0]);
-            for (b, ([reduce, middle, expand], grid)) in self.blocks.iter().zip(&mut grids).enumerate() {
+            let caches = grids.iter_mut().zip(&mut inners);
+            for (b, ([reduce, middle, expand], (grid, inner))) in self.blocks.iter().zip(caches).enumerate() {
                 let [before, behind] = &mut streams[b..b + 2] else {
                     unreachable!("two of depth + 1 buffers")
                 };
                 relu(before, &mut active);
                 reduce.apply(colour, &active, None, Act::Relu, grid.at(place));
                 grid.gather(&middle.taps, place, &mut seen);
-                middle.apply(colour, &seen, None, Act::Relu, &mut inner);
-                expand.apply(colour, &inner, Some(before), Act::None, behind);
+                middle.apply(colour, &seen, None, Act::Relu, inner);
+                expand.apply(colour, inner, Some(before), Act::None, behind);
             }
             relu(&streams[self.blocks.len()], &mut active);
             self.head.apply(colour, &active, None, Act::Relu, &mut top);

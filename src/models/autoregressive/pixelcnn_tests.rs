@@ -4,17 +4,9 @@ use crate::autograd;
 /// The logits met on a walk along given images are those of the full forward pass.
 #[test]
 fn a_walk_sees_the_logits_of_the_full_pass() {
-    walk_like_the_full_pass(&[([9, 8, 1], 8, 0, 1), ([6, 4, 1], 16, 3, 13)]);
-}
-
-#[test]
-#[ignore = "known defect: with several colours the two differ by 0.008; run with --ignored to see it"]
-fn a_walk_in_colour_sees_the_logits_of_the_full_pass() {
-    walk_like_the_full_pass(&[([5, 7, 3], 12, 0, 5), ([1, 1, 2], 4, 0, 2)]);
-}
-
-fn walk_like_the_full_pass(cases: &[([usize; 3], usize, usize, usize)]) {
-    for &(shape, channels, classes, n) in cases {
+    for (shape, channels, classes, n) in
+        [([9, 8, 1], 8, 0, 1), ([6, 4, 1], 16, 3, 13), ([5, 7, 3], 12, 0, 5), ([1, 1, 2], 4, 2, 2)]
+    {
         let config = Config { shape, channels, depth: 2, levels: 19, classes };
         let mut rng = Philox::new(5);
         let model = PixelCnn::new(config, DType::F32, &mut rng).unwrap();
