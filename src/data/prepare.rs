@@ -6,7 +6,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Philox;
-use crate::tensor::{DType, Float, NewTensor, Plain, Tensor};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_plain};
 use serde::{Deserialize, Serialize};
 
 /// One step from the data towards a model. B examples of D numbers each.
@@ -305,17 +305,31 @@ impl From<Prepare> for Vec<Transform> {
     }
 }
 
-/// Each byte of `x` replaced with probability `rate` by a uniform byte: the inputs from which a background
-/// model learns (Ren et al. 2019, "Likelihood ratios for out-of-distribution detection").
+/// The inputs from which a background model learns: each value of `x` (B, ...) replaced with probability `rate`.
+///
+/// A byte or token is replaced by a uniform one of `0..levels` (Ren et al. 2019, "Likelihood ratios for
+/// out-of-distribution detection"). A number is replaced by the one at the same place of a random example of the
+/// batch, which keeps the distribution of every column and destroys what connects them.
 ///
 /// # Panics
-/// When `x` does not hold bytes or `rate` is not a probability.
+/// When `rate` is not a probability, or `x` holds bytes and `levels` is not in 1..=256.
 #[track_caller]
-pub fn mutate(x: &Tensor, rate: f64, rng: &mut Philox) -> Tensor {
-    assert_eq!(x.dtype(), DType::U8, "mutate: {:?} values; expected bytes", x.dtype());
+pub fn mutate(x: &Tensor, rate: f64, levels: usize, rng: &mut Philox) -> Tensor {
     assert!((0.0..=1.0).contains(&rate), "mutate: rate {rate}; expected 0 to 1");
     let replace = rng.bernoulli(rate, x.shape(), DType::F32);
-    let bytes = rng.randint(0, 256, x.shape());
-    let (from, replace, bytes) = (x.as_slice::<u8>(), replace.as_slice::<f32>(), bytes.as_slice::<i32>());
-    Tensor::from_fn(x.shape(), |i| if replace[i] == 1.0 { bytes[i] as u8 } else { from[i] })
+    let replace = replace.as_slice::<f32>();
+    if x.dtype() == DType::U8 {
+        assert!((1..=256).contains(&levels), "mutate: {levels} levels; expected 1 to 256");
+        let bytes = rng.randint(0, levels as i32, x.shape());
+        let (from, bytes) = (x.as_slice::<u8>(), bytes.as_slice::<i32>());
+        return Tensor::from_fn(x.shape(), |i| if replace[i] == 1.0 { bytes[i] as u8 } else { from[i] });
+    }
+    let (b, dims) = (x.shape()[0], x.len() / x.shape()[0].max(1));
+    let rows = rng.randint(0, b.max(1) as i32, x.shape());
+    let rows = rows.as_slice::<i32>();
+    with_plain!(x.dtype(), T => {
+        let from = x.as_slice::<T>();
+        let other = |i: usize| from[rows[i] as usize * dims + i % dims];
+        Tensor::from_fn(x.shape(), |i| if replace[i] == 1.0 { other(i) } else { from[i] })
+    })
 }

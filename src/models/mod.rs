@@ -13,7 +13,7 @@ use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::ParamStore;
 use crate::random::Philox;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Plain, Tensor, with_float};
 
 /// What a number called log-likelihood is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -65,6 +65,17 @@ pub struct Input {
     pub dtypes: &'static [DType],
     /// Number of classes, for models conditioned on a label in `0..classes`.
     pub classes: Option<usize>,
+    /// Bytes are in `0..levels`.
+    pub levels: usize,
+    /// Whether numbers may be missing (NaN).
+    pub missing: bool,
+}
+
+/// Any bytes, no classes, nothing missing; shape and dtypes are to be given.
+impl Default for Input {
+    fn default() -> Self {
+        Self { shape: Vec::new(), dtypes: &[], classes: None, levels: 256, missing: false }
+    }
 }
 
 impl Input {
@@ -83,6 +94,9 @@ impl Input {
             let dtypes = self.dtypes.iter().map(|d| format!("{d:?}")).collect::<Vec<_>>().join(" or ");
             return fail(format!("examples are {dtype:?} {found:?}; the model expects {dtypes} {wanted:?}"));
         }
+        if let Some((row, column, what)) = self.refused(&data.values) {
+            return fail(format!("row {row}, column {column}: {what}"));
+        }
         let Some(classes) = self.classes else { return Ok(()) };
         let Some(labels) = &data.labels else {
             return fail(format!("no labels; the model is conditioned on {classes} classes"));
@@ -93,6 +107,25 @@ impl Input {
             }
             None => Ok(()),
         }
+    }
+
+    /// The first cell that cannot be modelled: its row, its place in the row and why.
+    fn refused(&self, values: &Tensor) -> Option<(usize, usize, String)> {
+        let dims = values.len() / values.shape()[0];
+        let (at, what) = match values.dtype() {
+            DType::U8 if self.levels < 256 => {
+                let (bytes, levels) = (values.as_slice::<u8>(), self.levels);
+                let at = bytes.iter().position(|&b| b as usize >= levels)?;
+                (at, format!("{}; the model knows the values 0..{levels}", bytes[at]))
+            }
+            dtype if dtype.is_float() && !self.missing => {
+                let at =
+                    with_float!(dtype, T => values.as_slice::<T>().iter().position(|x| x.to_f64().is_nan()))?;
+                (at, "missing; the model does not take missing values".into())
+            }
+            _ => return None,
+        };
+        Some((at / dims, at % dims, what))
     }
 }
 

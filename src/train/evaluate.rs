@@ -70,8 +70,10 @@ pub fn log_probs_while(
     for (range, values) in data.batches(how.batch.max(1)) {
         // The place in the data, not the number of the batch, selects the random numbers.
         let mut rng = rng.at_step(range.start as u64);
-        let x =
-            if how.mutation > 0.0 { crate::data::mutate(&values, how.mutation, &mut rng) } else { values };
+        let x = match how.mutation {
+            rate if rate > 0.0 => crate::data::mutate(&values, rate, input.levels, &mut rng),
+            _ => values,
+        };
         let labels = input.classes.and(data.labels.as_ref()).map(|l| label_tensor(&l[range.clone()]));
         let found = no_grad(|| model.log_prob(&Batch { x, labels }, &mut rng));
         nats.extend(found.nats.to_f64_vec());

@@ -167,11 +167,6 @@ pub fn fit(
     let input = model.input();
     for data in [Some(train), validation].into_iter().flatten() {
         input.check(data)?;
-        if options.mutation > 0.0 && data.values.dtype() != crate::DType::U8 {
-            let message =
-                format!("{}: only bytes can be mutated; this is {:?}", data.name, data.values.dtype());
-            return Err(Error::new(ErrorKind::Data, message));
-        }
     }
     let started = Instant::now();
     let (batch, per_epoch, steps) = options.plan(train.len());
@@ -231,7 +226,7 @@ impl Run<'_> {
         let rows = self.train.select(&order[place * self.plan.batch..][..self.plan.batch]);
         let mut rng = seed.fork(STEP).at_step(step);
         let x = match self.options.mutation {
-            rate if rate > 0.0 => data::mutate(&rows.values, rate, &mut rng),
+            rate if rate > 0.0 => data::mutate(&rows.values, rate, self.model.input().levels, &mut rng),
             _ => rows.values,
         };
         let labels = self.model.input().classes.and(rows.labels).map(|l| label_tensor(&l));

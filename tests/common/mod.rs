@@ -75,7 +75,7 @@ impl Model for Gauss {
     }
 
     fn input(&self) -> Input {
-        Input { shape: self.config.shape.clone(), dtypes: &[DType::U8, DType::F32], classes: None }
+        Input { shape: self.config.shape.clone(), dtypes: &[DType::U8, DType::F32], ..Input::default() }
     }
 
     fn params(&self) -> &ParamStore {

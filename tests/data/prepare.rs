@@ -159,13 +159,29 @@ fn settings_are_checked_and_saved() {
 fn mutation_has_its_rate() {
     let n = 200_000;
     let x = Tensor::full(77.0, [20, n / 20], DType::U8);
-    let y = mutate(&x, 0.3, &mut Philox::new(9));
+    let y = mutate(&x, 0.3, 256, &mut Philox::new(9));
     let changed: Vec<u8> = y.as_slice::<u8>().iter().copied().filter(|&b| b != 77).collect();
     let expected = 0.3 * 255.0 / 256.0;
     let deviation = (expected * (1.0 - expected) / n as f64).sqrt();
     assert!((changed.len() as f64 / n as f64 - expected).abs() < 5.0 * deviation);
     let mean = changed.iter().map(|&b| f64::from(b)).sum::<f64>() / changed.len() as f64;
     assert!((mean - 127.7).abs() < 1.5, "mean {mean}");
-    assert_eq!(mutate(&x, 0.3, &mut Philox::new(9)).as_slice::<u8>(), y.as_slice::<u8>());
-    assert_eq!(mutate(&x, 0.0, &mut Philox::new(9)).as_slice::<u8>(), x.as_slice::<u8>());
+    assert_eq!(mutate(&x, 0.3, 256, &mut Philox::new(9)).as_slice::<u8>(), y.as_slice::<u8>());
+    assert_eq!(mutate(&x, 0.0, 256, &mut Philox::new(9)).as_slice::<u8>(), x.as_slice::<u8>());
+}
+
+/// Tokens stay in their alphabet; numbers stay in their column.
+#[test]
+fn mutation_keeps_alphabets_and_columns() {
+    let tokens = Tensor::from_fn([30, 50], |i| (i % 4) as u8);
+    let y = mutate(&tokens, 0.5, 4, &mut Philox::new(3));
+    let (a, b) = (tokens.as_slice::<u8>(), y.as_slice::<u8>());
+    assert!(b.iter().all(|&b| b < 4));
+    let changed = a.iter().zip(b).filter(|(a, b)| a != b).count() as f64 / 1500.0;
+    assert!((changed - 0.375).abs() < 0.06, "{changed}");
+    let table = Tensor::from_fn([200, 3], |i| (i % 3 * 1000 + i / 3) as f64);
+    let y = mutate(&table, 0.5, 256, &mut Philox::new(3)).to_f64_vec();
+    assert!(y.iter().enumerate().all(|(i, v)| (*v as usize) / 1000 == i % 3));
+    let changed = y.iter().zip(table.to_f64_vec()).filter(|(a, b)| **a != *b).count() as f64 / 600.0;
+    assert!((changed - 0.4975).abs() < 0.11, "{changed}");
 }

@@ -216,7 +216,8 @@ impl Model for PixelCnn {
 
     fn input(&self) -> Input {
         let classes = (self.config.classes > 0).then_some(self.config.classes);
-        Input { shape: self.config.shape.to_vec(), dtypes: &[DType::U8], classes }
+        let Config { shape, levels, .. } = self.config;
+        Input { shape: shape.to_vec(), dtypes: &[DType::U8], classes, levels, ..Input::default() }
     }
 
     fn params(&self) -> &ParamStore {

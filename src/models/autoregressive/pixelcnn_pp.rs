@@ -293,7 +293,7 @@ impl Model for PixelCnnPp {
 
     fn input(&self) -> Input {
         let classes = (self.config.classes > 0).then_some(self.config.classes);
-        Input { shape: self.config.shape.to_vec(), dtypes: &[DType::U8], classes }
+        Input { shape: self.config.shape.to_vec(), dtypes: &[DType::U8], classes, ..Input::default() }
     }
 
     fn params(&self) -> &ParamStore {

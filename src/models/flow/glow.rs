@@ -257,7 +257,7 @@ impl Model for Glow {
 
     fn input(&self) -> Input {
         let dtypes: &[DType] = if self.dequantises() { &[DType::U8] } else { &[DType::F32, DType::F64] };
-        Input { shape: self.config.shape.to_vec(), dtypes, classes: None }
+        Input { shape: self.config.shape.to_vec(), dtypes, ..Input::default() }
     }
 
     fn params(&self) -> &ParamStore {
