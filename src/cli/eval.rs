@@ -46,7 +46,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
     let judges = Judges::open(&args.model, args.background.as_deref())?;
     let open = |path: &PathBuf| {
-        let data = args.reading.open(path)?;
+        let data = args.reading.open_for(path, &judges.model.meta)?;
         judges.model.model.input().check(&data)?;
         Ok(data)
     };

@@ -1,6 +1,7 @@
 //! `info`: what a model file, a model or a preset is.
 
 use super::{Common, inputs, output};
+use crate::data::{self, Column, ColumnKind, Dataset};
 use crate::error::Result;
 use crate::models::file::{HeldOut, Meta};
 use crate::models::{MODELS, Model, config};
@@ -10,13 +11,22 @@ use std::path::Path;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A model file, a folder that `train` wrote, a model, a preset, or a TOML file
+    /// A model file, a folder that `train` wrote, a model, a preset, a TOML file, or a data file
     model: String,
+    #[command(flatten)]
+    reading: inputs::Reading,
 }
 
 /// Prints the description.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let path = inputs::model_path(Path::new(&args.model));
+    if data::knows(&path) {
+        let found = data_set(&args.reading.open(&path)?);
+        return match common.json {
+            true => output::print(&(output::json(&found, true)? + "\n")),
+            false => output::print(&columns(&found)),
+        };
+    }
     let is_file = path.is_file() && path.extension().is_none_or(|e| e != "toml");
     let (model, meta) = if is_file {
         let file = inputs::model(&path)?;
@@ -33,6 +43,47 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         return output::print(&(output::json(&described, true)? + "\n"));
     }
     output::print(&text(&described))
+}
+
+/// What a data set is: its size, and the columns of a table with what is in them.
+fn data_set(set: &Dataset) -> Value {
+    let dims = set.dims();
+    let values = set.values.to_f64_vec();
+    let column = |(i, column): (usize, &Column)| {
+        let present: Vec<f64> =
+            values.iter().skip(i).step_by(dims).copied().filter(|x| !x.is_nan()).collect();
+        let (low, high) =
+            present.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+        let range = match &column.kind {
+            ColumnKind::Categorical { levels } => {
+                let shown: Vec<&str> = levels.iter().take(6).map(String::as_str).collect();
+                let more = if levels.len() > 6 { ", ..." } else { "" };
+                format!("{} values: {}{more}", levels.len(), shown.join(", "))
+            }
+            kind => format!("{} to {}", kind.text(low), kind.text(high)),
+        };
+        json!({
+            "name": column.name, "kind": column.kind.name(), "missing": set.len() - present.len(), "range": range,
+            "mean": present.iter().sum::<f64>() / present.len().max(1) as f64,
+        })
+    };
+    let schema = set.schema.as_ref().filter(|schema| schema.columns.len() == dims);
+    let columns: Option<Vec<Value>> = schema.map(|s| s.columns.iter().enumerate().map(column).collect());
+    json!({
+        "data": set.name, "summary": set.describe(), "examples": set.len(), "shape": set.example_shape(),
+        "columns": columns,
+    })
+}
+
+fn columns(found: &Value) -> String {
+    let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+    let mut text = word(&found["summary"]) + "\n";
+    if let Some(columns) = found["columns"].as_array() {
+        let row = |c: &Value| ["name", "kind", "missing", "range"].map(|key| word(&c[key])).to_vec();
+        let head = ["column", "kind", "missing", "range"].map(str::to_string).to_vec();
+        text += &output::columns(&std::iter::once(head).chain(columns.iter().map(row)).collect::<Vec<_>>());
+    }
+    text
 }
 
 fn describe(model: &dyn Model, meta: &Meta) -> Value {

@@ -1,12 +1,13 @@
 //! What the commands read: data sets and model files.
 
 use super::{Common, progress};
-use crate::data::{self, Dataset, ReadOptions};
+use crate::data::{self, Dataset, ReadOptions, Schema, Wish};
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::models::file::{self, ModelFile};
+use crate::models::file::{self, Meta, ModelFile};
 use crate::train::{Evaluate, LogProbs, log_probs_while};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How to read data sets.
 #[derive(clap::Args)]
@@ -17,21 +18,53 @@ pub struct Reading {
     /// The array to read from npz files
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// The array of labels in npz files
-    #[arg(long, value_name = "NAME")]
+    /// The array of labels in npz files, or the column of labels in tables
+    #[arg(long, visible_alias = "label", value_name = "NAME")]
     labels: Option<String>,
+    /// What a column of a table is: numeric, categorical, boolean, date or drop [default: inferred; `info FILE` shows it]
+    #[arg(long = "column", value_name = "NAME=KIND", value_parser = column)]
+    columns: Vec<(String, Wish)>,
+    /// Give categorical columns a level for values that are not in the training data, instead of refusing them later
+    #[arg(long)]
+    unseen: bool,
+    /// Read files as this format (`list sources`), whatever they look like
+    #[arg(long, value_name = "NAME")]
+    format: Option<String>,
+}
+
+/// `NAME=KIND`.
+fn column(text: &str) -> std::result::Result<(String, Wish), String> {
+    let (name, kind) = text.rsplit_once('=').ok_or("expected NAME=KIND")?;
+    Ok((name.to_string(), kind.parse()?))
 }
 
 impl Reading {
     /// Reads `path`.
     pub fn open(&self, path: &Path) -> Result<Dataset> {
-        let options = ReadOptions {
+        data::open(path, &self.options())
+    }
+
+    /// Reads `path` as a model with this description expects it: a table in the columns that it was trained on.
+    pub fn open_for(&self, path: &Path, meta: &Meta) -> Result<Dataset> {
+        let schema = meta.data.as_ref().and_then(|d| d.schema.clone());
+        self.open_like(path, schema.map(Arc::new))
+    }
+
+    /// Reads `path`, a table in the columns of `schema`.
+    pub fn open_like(&self, path: &Path, schema: Option<Arc<Schema>>) -> Result<Dataset> {
+        data::open(path, &ReadOptions { schema, ..self.options() })
+    }
+
+    fn options(&self) -> ReadOptions {
+        ReadOptions {
             limit: self.limit,
+            format: self.format.clone(),
             key: self.key.clone(),
             labels: self.labels.clone(),
+            columns: self.columns.clone(),
+            unseen: self.unseen,
             ..Default::default()
-        };
-        data::open(path, &options)
+        }
     }
 }
 

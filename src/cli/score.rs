@@ -56,7 +56,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     catch_interrupts()?;
     let scorer = args.scorer.as_deref().map(scorers::find).transpose()?;
     let judges = Judges::open(&args.model, args.background.as_deref())?;
-    let data = args.reading.open(&args.data)?;
+    let data = args.reading.open_for(&args.data, &judges.model.meta)?;
     judges.model.model.input().check(&data)?;
     let image = data.example_shape().len() == 3 && data.values.dtype() == crate::DType::U8;
     let scorer = match scorer {
@@ -68,7 +68,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         })?,
     };
     let reference = match &args.reference {
-        Some(path) => judges.know(common, args.reading.open(path)?)?.calibrations()?,
+        Some(path) => {
+            judges.know(common, args.reading.open_for(path, &judges.model.meta)?)?.calibrations()?
+        }
         None => judges.calibrations()?,
     };
     let calibration = reference.iter().find(|c| c.name() == scorer.name);

@@ -22,7 +22,7 @@ pub struct Args {
     /// A model, a preset, or a TOML file that starts with preset = "..." (not needed with --resume)
     #[arg(required_unless_present = "resume")]
     model: Option<String>,
-    /// Training data: IDX, npy, npz, or a folder of images
+    /// Training data (`list sources`)
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     /// Validation data, instead of setting aside a part of the training data
@@ -42,7 +42,7 @@ pub struct Args {
     /// Continue the run in this folder, bit for bit
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
-    /// Train a background model for likelihood ratios: on inputs with random bytes mixed in
+    /// Train a background model for likelihood ratios: on inputs that are partly replaced at random
     #[arg(long)]
     background: bool,
 }
@@ -58,11 +58,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         recipe.train.mutation = BACKGROUND_MUTATION;
     }
     let data = args.reading.open(&args.data)?;
-    let validation = args.validation.as_ref().map(|path| args.reading.open(path)).transpose()?;
-    if args.resume.is_none()
-        && !args.set.iter().any(|s| s.starts_with("shape="))
-        && recipe.adapt(data.example_shape())
-    {
+    let validation =
+        args.validation.as_ref().map(|path| args.reading.open_like(path, data.schema.clone())).transpose()?;
+    if args.resume.is_none() && !args.set.iter().any(|s| s.starts_with("shape=")) && recipe.adapt(&data) {
         let note =
             format!("{}: shape set to {:?}, that of {}", recipe.preset, data.example_shape(), data.name);
         say(common, note);

@@ -14,6 +14,7 @@ pub(super) static FOLDER: SourceInfo = SourceInfo {
     summary: "a folder of PNG or JPEG images of one size, grey or RGB (or a single image); sub-folders are classes",
     extensions: &[".png", ".jpg", ".jpeg"],
     has_keys: false,
+    has_labels: false,
     probe,
     read,
 };

@@ -13,6 +13,7 @@ pub(super) static IDX: SourceInfo = SourceInfo {
     summary: "IDX arrays as MNIST is published (.gz too); a labels file of the usual name beside it is read along",
     extensions: &["-ubyte", ".idx", ".idx1", ".idx3"],
     has_keys: false,
+    has_labels: false,
     probe,
     read,
 };

@@ -127,6 +127,16 @@ impl<'a> Input<'a> {
         Ok(bytes)
     }
 
+    /// The whole content, of a format that declares no sizes.
+    pub(super) fn all(&mut self, options: &ReadOptions) -> Result<Vec<u8>> {
+        let bytes = self.read_up_to(options.max_bytes)?;
+        if bytes.len() as u64 == options.max_bytes && !self.read_up_to(1)?.is_empty() {
+            let most = options.max_bytes as f64 / f64::from(1 << 30);
+            return Err(data(&self.path, format_args!("more than the {most:.1} GiB allowed in memory")));
+        }
+        Ok(bytes)
+    }
+
     fn read_up_to(&mut self, n: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(n.min(self.size.unwrap_or(1 << 16)) as usize);
         match (&mut self.reader).take(n).read_to_end(&mut bytes) {

@@ -1,16 +1,20 @@
 //! Data: sources that read files into a [`Dataset`], and transforms with their log-determinants.
 //!
 //! [`open`] looks at a path and hands it to the source that knows it; each source is one file here and one
-//! line of [`SOURCES`]. What comes out has one layout: images are (N, H, W, C) bytes, tables (N, D) floats,
-//! every value finite, every label an `i32`. Files are distrusted: what a header declares is held against
+//! line of [`SOURCES`]. What comes out has one layout: images are (N, H, W, C) bytes, tables (N, D) floats with a
+//! [`Schema`] where the file tells one; every value is finite (NaN where the schema says that a cell may be missing),
+//! every label an `i32`. Files are distrusted: what a header declares is held against
 //! the bytes that are there before memory is asked for, and [`ReadOptions::max_bytes`] bounds the rest.
 //! [`prepare`] maps the data to where a model wants it and accounts for the change of volume.
 
+mod cells;
+mod csv;
 mod dataset;
 mod demo;
 mod elements;
 mod folder;
 mod idx;
+mod infer;
 mod input;
 mod npy;
 mod npz;
@@ -20,29 +24,48 @@ mod write;
 
 pub use dataset::Dataset;
 pub use demo::{Demo, demo, demo_folder};
+pub use infer::Wish;
 pub use prepare::{Prepare, Transform, mutate};
-pub use schema::{Column, ColumnKind, Schema};
+pub use schema::{Column, ColumnKind, Schema, UNSEEN};
 pub use write::{encode_png, grid, png, write_npy, write_png};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::path::Path;
+use std::sync::Arc;
 
 /// How to read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadOptions {
     /// Keep only the first so many examples.
     pub limit: Option<usize>,
+    /// Read with the source of this name, whatever the content looks like.
+    pub format: Option<String>,
     /// The array to read from a file that holds several (npz).
     pub key: Option<String>,
-    /// The array of labels in such a file.
+    /// The array of labels in such a file, or the column of labels in a table.
     pub labels: Option<String>,
+    /// Hold a table against this schema, column by column; without, it is inferred.
+    pub schema: Option<Arc<Schema>>,
+    /// What these columns are, whatever would be inferred.
+    pub columns: Vec<(String, Wish)>,
+    /// Give every inferred categorical column the level [`UNSEEN`] for values that are not in the file.
+    pub unseen: bool,
     /// Refuse to hold more than so many bytes of one array in memory.
     pub max_bytes: u64,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { limit: None, key: None, labels: None, max_bytes: 8 << 30 }
+        Self {
+            limit: None,
+            format: None,
+            key: None,
+            labels: None,
+            schema: None,
+            columns: Vec::new(),
+            unseen: false,
+            max_bytes: 8 << 30,
+        }
     }
 }
 
@@ -67,7 +90,7 @@ pub struct Probe<'a> {
 pub struct SourceInfo {
     /// The registry's name.
     pub name: &'static str,
-    /// `images` or `arrays`.
+    /// `images`, `arrays` or `tables`.
     pub family: &'static str,
     /// One sentence.
     pub summary: &'static str,
@@ -75,6 +98,8 @@ pub struct SourceInfo {
     pub extensions: &'static [&'static str],
     /// Whether one file holds several arrays, chosen by [`ReadOptions::key`].
     pub has_keys: bool,
+    /// Whether [`ReadOptions::labels`] chooses the labels.
+    pub has_labels: bool,
     /// Whether the content is of this kind.
     pub probe: fn(&Probe) -> bool,
     /// Reads it.
@@ -82,7 +107,7 @@ pub struct SourceInfo {
 }
 
 /// All sources.
-pub static SOURCES: &[&SourceInfo] = &[&idx::IDX, &npy::NPY, &npz::NPZ, &folder::FOLDER];
+pub static SOURCES: &[&SourceInfo] = &[&idx::IDX, &npy::NPY, &npz::NPZ, &folder::FOLDER, &csv::CSV];
 
 /// Reads `path` with the source that recognises its content, or else the ending of its name.
 ///
@@ -95,19 +120,38 @@ pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Dataset> {
     let probe = Probe { path, is_dir, head: &head };
     let name = plain_name(path);
     let by_ending = |s: &&&SourceInfo| !is_dir && s.extensions.iter().any(|e| name.ends_with(e));
-    let found = SOURCES.iter().find(|s| (s.probe)(&probe)).or_else(|| SOURCES.iter().find(by_ending));
+    let found = match &options.format {
+        Some(format) => SOURCES.iter().find(|s| s.name == format),
+        None => SOURCES.iter().find(|s| (s.probe)(&probe)).or_else(|| SOURCES.iter().find(by_ending)),
+    };
     let Some(source) = found else {
         let known: Vec<&str> = SOURCES.iter().map(|s| s.name).collect();
         return Err(format(path, format!("no known data format; expected one of {}", known.join(", "))));
     };
+    if is_dir && source.name != folder::FOLDER.name {
+        return Err(format(path, format_args!("a folder; expected a {} file", source.name)));
+    }
     let usage = |message: String| Err(Error::new(ErrorKind::Usage, format!("{}: {message}", path.display())));
     if options.limit == Some(0) {
         return usage("a limit of 0 examples; expected at least 1".into());
     }
-    if let (false, Some(key)) = (source.has_keys, options.key.as_ref().or(options.labels.as_ref())) {
+    if let (false, Some(key)) = (source.has_keys, &options.key) {
         return usage(format!("key \"{key}\" given, but {} files hold no named arrays", source.name));
     }
+    if let (false, Some(key)) = (source.has_labels, &options.labels) {
+        return usage(format!("labels \"{key}\" given, but {} files do not name theirs", source.name));
+    }
+    if options.schema.is_some() && source.family != csv::CSV.family {
+        let message = "values without column names; expected a table with the columns of the schema";
+        return Err(data(path, message));
+    }
     (source.read)(path, options)
+}
+
+/// Whether the ending of the name of the file `path` is that of a source.
+pub fn knows(path: &Path) -> bool {
+    let name = plain_name(path);
+    path.is_file() && SOURCES.iter().any(|s| s.extensions.iter().any(|e| name.ends_with(e)))
 }
 
 /// The file name in lower case without `.gz`.

@@ -13,6 +13,7 @@ pub(super) static NPY: SourceInfo = SourceInfo {
     summary: "one NumPy array: bytes (N, H, W[, C]) or (N, D), or finite float32/float64 (N, D)",
     extensions: &[".npy"],
     has_keys: false,
+    has_labels: false,
     probe,
     read,
 };

@@ -17,6 +17,7 @@ pub(super) static NPZ: SourceInfo = SourceInfo {
     summary: "a NumPy archive; reads the array named by `key`, else x, X, images, data or arr_0, with labels y or labels",
     extensions: &[".npz"],
     has_keys: true,
+    has_labels: true,
     probe,
     read,
 };

@@ -5,6 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The level that stands for every value which was not there when the schema was made. It is the last of its column
+/// and present on demand ([`super::ReadOptions::unseen`]); without it such a value is an error.
+pub const UNSEEN: &str = "(unseen)";
+
 /// What a column holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
@@ -50,6 +54,27 @@ impl ColumnKind {
             Self::Categorical { levels } => Some(levels.len()),
             Self::Boolean => Some(2),
             Self::Numeric | Self::Date => None,
+        }
+    }
+
+    /// The kind in one word, as `--column NAME=KIND` takes it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Numeric => "numeric",
+            Self::Categorical { .. } => "categorical",
+            Self::Boolean => "boolean",
+            Self::Date => "date",
+        }
+    }
+
+    /// A cell as text.
+    pub fn text(&self, value: f64) -> String {
+        match self {
+            _ if value.is_nan() => String::new(),
+            Self::Categorical { levels } => levels.get(value as usize).cloned().unwrap_or_default(),
+            Self::Boolean => if value == 0.0 { "false" } else { "true" }.into(),
+            Self::Date => super::cells::date_text(value),
+            Self::Numeric => value.to_string(),
         }
     }
 }

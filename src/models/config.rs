@@ -6,6 +6,7 @@
 //! every value keeps the type it has there.
 
 use super::{ModelInfo, Registry};
+use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::random::Philox;
 use crate::train::FitOptions;
@@ -127,8 +128,13 @@ impl Recipe {
         self.separate(all, "--set")
     }
 
-    /// Takes over the shape of the data when the configuration has a `shape` of the same rank; whether it differed.
-    pub fn adapt(&mut self, example_shape: &[usize]) -> bool {
+    /// Takes over the shape of the data when the configuration has a `shape` of the same rank, and the columns of a
+    /// table when it has `columns`; whether the shape differed.
+    pub fn adapt(&mut self, data: &Dataset) -> bool {
+        if let (Some(columns), Some(schema)) = (self.config.get_mut("columns"), &data.schema) {
+            *columns = serde_json::to_value(&**schema).unwrap_or_default();
+        }
+        let example_shape = data.example_shape();
         let Some(Value::Array(shape)) = self.config.get_mut("shape") else { return false };
         let wanted: Vec<Value> = example_shape.iter().map(|&n| n.into()).collect();
         let differs = *shape != wanted && shape.len() == wanted.len();

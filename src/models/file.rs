@@ -6,7 +6,7 @@
 use super::container::{self, Container};
 use super::{Input, Kind, MODELS, Model, Registry, config};
 use crate::calibrate::Calibration;
-use crate::data::Dataset;
+use crate::data::{Dataset, Schema};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor, with_plain};
@@ -50,12 +50,15 @@ pub struct DataStats {
     pub shape: Vec<usize>,
     /// Element type.
     pub dtype: String,
-    /// Mean of all values.
+    /// Mean of all values that are present.
     pub mean: f64,
-    /// Standard deviation of all values.
+    /// Standard deviation of all values that are present.
     pub std: f64,
     /// A number that other data is very unlikely to share (FNV-1a of shape and bytes, in hexadecimal).
     pub fingerprint: String,
+    /// What the columns of a table are; further files are held against it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Schema>,
 }
 
 /// What held-out data looks like, so that a score has a p-value without further data.
@@ -76,13 +79,12 @@ pub struct HeldOut {
 impl DataStats {
     /// The statistics of `data`.
     pub fn of(data: &Dataset) -> Self {
-        let n = data.values.len().max(1) as f64;
-        let (sum, squares) = with_plain!(data.values.dtype(), T => {
-            data.values.as_slice::<T>().iter().fold((0.0, 0.0), |(s, q), &x| {
-                let x = crate::tensor::Plain::to_f64(x);
-                (s + x, q + x * x)
-            })
+        let (n, sum, squares) = with_plain!(data.values.dtype(), T => {
+            let values = data.values.as_slice::<T>().iter().map(|&x| crate::tensor::Plain::to_f64(x));
+            let present = values.filter(|x| !x.is_nan());
+            present.fold((0.0, 0.0, 0.0), |(n, s, q), x| (n + 1.0, s + x, q + x * x))
         });
+        let n = f64::max(n, 1.0);
         let mean = sum / n;
         Self {
             name: data.name.clone(),
@@ -92,6 +94,7 @@ impl DataStats {
             mean,
             std: (squares / n - mean * mean).max(0.0).sqrt(),
             fingerprint: fingerprint(&data.values),
+            schema: data.schema.as_deref().cloned(),
         }
     }
 }

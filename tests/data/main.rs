@@ -4,6 +4,7 @@ mod bad;
 mod fuzz;
 mod prepare;
 mod real;
+mod tables;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
