@@ -9,7 +9,7 @@
 //! ```
 //! Below the models lies the engine:
 //! ```text
-//! models/ -> nn/, bijections/, dist/ -> ops/ -> autograd, tensor/ -> cpu/
+//! models/ -> nn/, bijections/, dist/, ode/ -> ops/ -> autograd, tensor/ -> cpu/
 //! ```
 //!
 //! ## Letters, units, signs
@@ -25,6 +25,7 @@
 //! | [`models`] | one file per model, the [`models::Model`] trait, the `MODELS` registry |
 //! | [`scorers`] | one file per scorer, the [`scorers::Scorer`] trait, the `SCORERS` registry |
 //! | [`calibrate`] | split-conformal p-values and thresholds |
+//! | [`ode`] | Runge-Kutta methods as data, solvers with error control, the adjoint |
 //! | [`report`] | metrics, tables, the HTML report |
 //! | [`train`] | fitting, optimiser, schedule, EMA, checkpoints |
 //! | [`ops`] | one file per operation: formula, checks, composite, CPU code, gradient, cases |
@@ -41,6 +42,7 @@ pub mod error;
 pub mod files;
 pub mod models;
 pub mod nn;
+pub mod ode;
 pub mod ops;
 pub mod random;
 pub mod report;

@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub mod conv;
+pub(crate) mod field;
 pub mod gemm;
 pub mod math;
 pub mod optim;

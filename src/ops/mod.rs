@@ -21,6 +21,8 @@ pub mod masked_conv;
 pub mod matmul;
 mod methods;
 pub mod normal_logp;
+pub mod ode_steps;
+pub mod ode_trace;
 pub mod reduce;
 pub mod shape;
 pub mod softmax;
@@ -120,6 +122,8 @@ pub static OPS: &[&OpInfo] = &[
     &linalg::OP,
     &squeeze::OP,
     &normal_logp::OP,
+    &ode_trace::OP,
+    &ode_steps::OP,
     &actnorm::OP,
     &invertible_conv::OP,
     &coupling::OP,

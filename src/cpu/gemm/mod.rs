@@ -13,6 +13,7 @@ mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
+mod packed;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,8 @@ pub(crate) use crate::cpu::par::{Shared, each};
 pub(crate) use drive::{Out, Product};
 pub(crate) use kernel::Word;
 pub use pack::Mat;
-pub(crate) use pack::{Operand, Source};
+pub(crate) use pack::{Operand, Right, Source};
+pub(crate) use packed::Packed;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::simd::{Isa, isa, vectorize};
