@@ -5,7 +5,6 @@ use crate::autograd;
 use crate::nn::{Init, Initial, Param};
 use crate::ops::conv::{ConvSpec, conv2d};
 use crate::ops::coupling::{self, Coupling};
-use crate::ops::shape;
 use crate::ops::{actnorm, invertible_conv, squeeze};
 use crate::random::Philox;
 use crate::tensor::Tensor;
@@ -186,9 +185,11 @@ impl AffineCoupling {
         let layer =
             |x: &Tensor, (w, b): &(Param, Param), spec| conv2d(x, &w.get(), Some(&b.get()), None, spec);
         let [first, middle, last] = &self.convs;
-        let h = layer(a, first, ConvSpec::same(3).relu());
-        let h = layer(&h, middle, ConvSpec::same(1).relu());
-        layer(&h, last, ConvSpec::same(3))
+        // Nothing but the next convolution reads the output of a relu, so that one can gate its gradient.
+        let h = layer(a, first, ConvSpec { gated_by_consumer: true, ..ConvSpec::same(3).relu() });
+        let gates = ConvSpec { gates_input: true, ..ConvSpec::same(3) };
+        let h = layer(&h, middle, ConvSpec { gated_by_consumer: true, padding: 0, ..gates.relu() });
+        layer(&h, last, gates)
     }
 }
 
@@ -216,7 +217,7 @@ impl Bijection for AffineCoupling {
         wrt.extend(&params);
         let mut grads = pull(&[&y, &logdet], &[grad_y, grad_logdet], &wrt);
         let (grad_x, grad_a) = (grads.remove(0), grads.remove(0));
-        let (axis, rest) = (x.rank() - 1, x.shape()[x.rank() - 1] - a.shape()[a.rank() - 1]);
-        Pulled { grad_x: &grad_x + &shape::pad(&grad_a, axis, 0, rest), x: x.detach(), grads }
+        let grad_a = coupling::beside_zeros(&grad_a, x.shape()[x.rank() - 1]);
+        Pulled { grad_x: &grad_x + &grad_a, x: x.detach(), grads }
     }
 }

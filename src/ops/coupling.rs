@@ -12,7 +12,7 @@
 use super::{Case, OpInfo, binary, cast, normal, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
-use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
+use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic, with_plain};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -119,7 +119,11 @@ impl Coupling {
 fn each<A: Float>(s: &mut [A], scale: &mut [A], f: impl Fn(A) -> (A, A)) {
     simd::vectorize_for::<A, _>(
         #[inline(always)]
-        || s.iter_mut().zip(scale).for_each(|(s, k)| (*s, *k) = f(*s)),
+        || {
+            for (s, k) in s.iter_mut().zip(scale) {
+                (*s, *k) = f(*s);
+            }
+        },
     )
 }
 
@@ -202,11 +206,59 @@ pub fn inverse(y: &Tensor, h: &Tensor, kind: Coupling) -> Tensor {
     })
 }
 
-/// The half of x (B, ..., C) that the network sees: the first ⌈C/2⌉ channels.
+/// The half of x (B, ..., C) that the network sees: the first ⌈C/2⌉ channels. Differentiable to any order.
+///
+/// # Panics
+/// When x has no channels.
 #[track_caller]
 pub fn kept_half(x: &Tensor) -> Tensor {
-    let c = x.shape()[x.rank() - 1];
-    shape::narrow(x, x.rank() - 1, 0, c - c / 2)
+    let c = *x.shape().last().expect("kept_half: expected x (..., C), got a scalar");
+    let y = resize_rows(x, c - c / 2);
+    let [y] = record(Recipe::primitive("kept_half"), &[x], [y], move |back| {
+        vec![Some(beside_zeros(&back.grad(0), c))]
+    });
+    y
+}
+
+/// The adjoint of [`kept_half`]: rows of `c` channels that end in zeros.
+#[track_caller]
+pub(crate) fn beside_zeros(a: &Tensor, c: usize) -> Tensor {
+    let y = resize_rows(a, c);
+    let [y] =
+        record(Recipe::primitive("beside_zeros"), &[a], [y], |back| vec![Some(kept_half(&back.grad(0)))]);
+    y
+}
+
+/// Rows cut to, or filled with zeros up to, `to` channels.
+fn resize_rows(x: &Tensor, to: usize) -> Tensor {
+    let from = x.shape()[x.rank() - 1];
+    let mut shape = x.shape().to_vec();
+    shape[x.rank() - 1] = to;
+    with_plain!(x.dtype(), T => {
+        let xs = x.as_slice::<T>();
+        let mut out = NewTensor::<T>::new(shape);
+        let rows = (par::GRAIN / from.max(to)).max(1);
+        par::chunks_mut(out.as_mut(), rows * to, |task, out| {
+            let xs = &xs[task * rows * from..];
+            match (from, to) {
+                (4, 2) => resize(xs, out, 4, 2),
+                (2, 4) => resize(xs, out, 2, 4),
+                (8, 4) => resize(xs, out, 8, 4),
+                (4, 8) => resize(xs, out, 4, 8),
+                _ => resize(xs, out, from, to),
+            }
+        });
+        out.finish()
+    })
+}
+
+#[inline(always)]
+fn resize<T: Plain>(xs: &[T], out: &mut [T], from: usize, to: usize) {
+    let both = from.min(to);
+    for (y, x) in out.chunks_exact_mut(to).zip(xs.chunks_exact(from)) {
+        y[..both].copy_from_slice(&x[..both]);
+        y[both..].fill(T::from_f64(0.0));
+    }
 }
 
 /// Elements handled at a time: they stay in the first-level cache.
@@ -402,7 +454,7 @@ fn parts(x: &Tensor, h: &Tensor, kind: Coupling) -> [Tensor; 4] {
     } else {
         shape::narrow(h, axis, 0, k)
     };
-    [kept_half(x), shape::narrow(x, axis, c - k, k), kind.log_scale(&s), t]
+    [shape::narrow(x, axis, 0, c - k), shape::narrow(x, axis, c - k, k), kind.log_scale(&s), t]
 }
 
 fn composite(x: &Tensor, h: &Tensor, kind: Coupling) -> (Tensor, Tensor) {
@@ -426,6 +478,13 @@ fn cases() -> Vec<Case> {
         vec![normal(1, dims), unary::affine(&normal(2, &out), spread, 0.0)]
     };
     let mut cases = Vec::new();
+    for dims in [&[3, 1][..], &[2, 3, 4], &[2, 3, 5], &[2, 8]] {
+        let (axis, c) = (dims.len() - 1, dims[dims.len() - 1]);
+        cases.push(
+            Case::new(format!("kept_half {dims:?}"), vec![normal(3, dims)], |x| vec![kept_half(&x[0])])
+                .composite(move |x| vec![shape::narrow(&x[0], axis, 0, c - c / 2)]),
+        );
+    }
     for kind in kinds {
         for dims in [&[1, 2][..], &[3, 5], &[2, 3, 5, 4], &[1, 7, 7, 8], &[3, 2, 3, 12], &[2, 3, 600]] {
             cases.push(
