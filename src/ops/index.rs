@@ -3,12 +3,13 @@
 use super::{Case, OpInfo, normal};
 use crate::autograd::{Recipe, record};
 use crate::tensor::{Elem, NewTensor, Plain, Tensor, with_float};
+use std::sync::Arc;
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
     name: "index",
     family: "primitive",
-    summary: "rows of a table by index (embedding), one element per row, and their adjoints; cumulative sum",
+    summary: "rows of a table by index (embedding), one element per row, and their adjoints; order of channels; cumulative sum",
     cases,
 };
 
@@ -109,6 +110,32 @@ pub fn place(x: &Tensor, indices: &Tensor, k: usize) -> Tensor {
     y
 }
 
+/// The last axis in another order: y_c = x at `order[c]`.
+///
+/// # Panics
+/// When `order` is not a permutation of the axis.
+#[track_caller]
+pub fn reorder(x: &Tensor, order: &Arc<[usize]>) -> Tensor {
+    let k = order.len();
+    assert_eq!(x.shape().last(), Some(&k), "reorder: x {:?} by {order:?}", x.shape());
+    let mut back = vec![k; k];
+    for (to, &from) in order.iter().enumerate() {
+        assert!(back.get(from) == Some(&k), "reorder: {order:?} is no permutation");
+        back[from] = to;
+    }
+    let y = with_float!(x.dtype(), T => {
+        let mut out = NewTensor::<T>::new(x.shape());
+        for (y, x) in out.as_mut().chunks_mut(k.max(1)).zip(x.as_slice::<T>().chunks(k.max(1))) {
+            y.iter_mut().zip(order.iter()).for_each(|(y, &from)| *y = x[from]);
+        }
+        out.finish()
+    });
+    let back: Arc<[usize]> = back.into();
+    let [y] =
+        record(Recipe::primitive("reorder"), &[x], [y], move |b| vec![Some(reorder(&b.grad(0), &back))]);
+    y
+}
+
 /// Running sums along the last axis: y_k = Σ_{j ≤ k} x_j (from the end when `reverse`: Σ_{j ≥ k}).
 #[track_caller]
 pub fn cumsum(x: &Tensor, reverse: bool) -> Tensor {
@@ -139,6 +166,7 @@ fn cases() -> Vec<Case> {
         Case::new("scatter_rows", vec![normal(2, &[2, 2, 3])], move |x| vec![scatter_rows(&x[0], &r, 5)]),
         Case::new("pick", vec![normal(3, &[3, 5])], move |x| vec![pick(&x[0], &picks)]),
         Case::new("place", vec![normal(4, &[3])], move |x| vec![place(&x[0], &p, 5)]),
+        Case::new("reorder", vec![normal(7, &[3, 4])], |x| vec![reorder(&x[0], &[2, 0, 3, 1].into())]),
         Case::new("cumsum", vec![normal(5, &[3, 5])], |x| vec![cumsum(&x[0], false)]),
         Case::new("cumsum reverse", vec![normal(6, &[3, 5])], |x| vec![cumsum(&x[0], true)]),
     ]

@@ -18,12 +18,14 @@ pub mod invertible_conv;
 pub mod linalg;
 pub mod logistic_mixture;
 pub mod masked_conv;
+pub mod masked_linear;
 pub mod matmul;
 mod methods;
 pub mod normal_logp;
 pub mod ode_steps;
 pub mod ode_trace;
 pub mod reduce;
+pub mod rq_spline;
 pub mod shape;
 pub mod softmax;
 pub mod squeeze;
@@ -115,6 +117,7 @@ pub static OPS: &[&OpInfo] = &[
     &cast::OP,
     &matmul::OP,
     &matmul::LINEAR,
+    &masked_linear::OP,
     &conv::OP,
     &masked_conv::OP,
     &softmax::OP,
@@ -127,6 +130,7 @@ pub static OPS: &[&OpInfo] = &[
     &actnorm::OP,
     &invertible_conv::OP,
     &coupling::OP,
+    &rq_spline::OP,
 ];
 
 /// Normal f64 inputs for cases: deterministic in `seed`.
