@@ -5,12 +5,22 @@
 //! backward pass rebuilds each input from its output (Gomez et al. 2017, "The Reversible Residual Network"), so
 //! that memory does not grow with depth.
 
+mod conv_coupled;
+mod elementwise;
 mod flow_step;
 mod layers;
+mod linear;
+mod mixture_cdf;
+mod residual;
 mod reversible;
 
+pub use conv_coupled::ConvCoupled;
+pub use elementwise::{Autoregressive, Coupled, Elementwise};
 pub use flow_step::{FlowStep, Mixing};
 pub use layers::{Actnorm, AffineCoupling, DenseConv, PluConv, Squeeze};
+pub use linear::{Inverse, Logit, LuLinear, Permutation};
+pub use mixture_cdf::Mixture;
+pub use residual::Residual;
 pub use reversible::{Memory, reversible};
 
 use crate::autograd;
@@ -176,6 +186,17 @@ pub static BIJECTIONS: &[&BijectionInfo] = &[
     &EXP,
     &TANH,
     &ADDITIVE,
+    &elementwise::MAF,
+    &linear::IAF,
+    &elementwise::NSF_AR,
+    &elementwise::TABLE_AFFINE,
+    &elementwise::NSF_C,
+    &elementwise::MIXTURE_C,
+    &linear::PERMUTATION,
+    &linear::LU_LINEAR,
+    &linear::LOGIT,
+    &conv_coupled::MIXTURE,
+    &residual::RESIDUAL,
     &BijectionInfo {
         name: "flow_step",
         summary: "actnorm, dense invertible 1x1 convolution and sigmoid coupling in one (Kingma & Dhariwal 2018)",

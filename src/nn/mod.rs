@@ -1,5 +1,9 @@
 //! Parameters: shared handles with torch-style dotted names.
 
+mod mlp;
+
+pub use mlp::{MaskedMlp, Mlp};
+
 use crate::random::Philox;
 use crate::tensor::{DType, Shape, Tensor};
 use std::cell::Cell;
