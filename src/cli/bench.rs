@@ -35,6 +35,8 @@ enum Task {
     TrainUniform,
     /// A training step on random bytes.
     TrainBytes,
+    /// A training step on normal numbers.
+    TrainNormal,
     /// Drawing a batch of samples.
     Sample,
 }
@@ -52,6 +54,7 @@ struct Workload {
 const WORKLOADS: &[Workload] = &[
     Workload { name: "glow28", preset: "glow28", set: &["prepare=[]"], batch: 64, task: Task::TrainUniform },
     Workload { name: "pixelcnn28", preset: "pixelcnn28", set: &[], batch: 32, task: Task::TrainBytes },
+    Workload { name: "nsf_tab21", preset: "nsf_tab21", set: &[], batch: 512, task: Task::TrainNormal },
     Workload { name: "pixelcnn28_sample", preset: "pixelcnn28", set: &[], batch: 16, task: Task::Sample },
 ];
 
@@ -164,8 +167,10 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
 
 fn inputs(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {
     let sizes: Vec<usize> = [n].iter().chain(shape).copied().collect();
-    if task == Task::TrainUniform {
-        return rng.uniform(&sizes, DType::F32);
+    match task {
+        Task::TrainUniform => return rng.uniform(&sizes, DType::F32),
+        Task::TrainNormal => return rng.normal(&sizes, DType::F32),
+        Task::TrainBytes | Task::Sample => {}
     }
     let bytes = rng.randint(0, 256, &sizes);
     let bytes = bytes.as_slice::<i32>();

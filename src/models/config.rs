@@ -56,6 +56,16 @@ pub fn find(registry: Registry, name: &str) -> Result<Recipe> {
     Err(usage(format!("no model or preset is called \"{name}\": {}", nearest(name, names))))
 }
 
+/// The first preset of `info`, shrunk by [`ModelInfo::tiny`] for tests.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] when the registry's line is wrong.
+pub fn tiny(info: &'static ModelInfo) -> Result<Recipe> {
+    let mut recipe = find(&[info], info.name)?;
+    recipe.set(info.tiny)?;
+    Ok(recipe)
+}
+
 fn known(registry: Registry, name: &str) -> Result<Option<Recipe>> {
     let by_preset = registry.iter().find_map(|m| Some((*m, m.presets.iter().find(|p| p.0 == name)?)));
     let by_model = || registry.iter().find(|m| m.name == name).and_then(|m| Some((*m, m.presets.first()?)));

@@ -218,6 +218,9 @@ pub struct ModelInfo {
     /// Named configurations as TOML text (the first is the default). A preset names every key that `build` reads;
     /// the example's shape is called `shape`. A table `[train]` overrides [`crate::train::FitOptions`].
     pub presets: &'static [(&'static str, &'static str)],
+    /// Assignments (`key=value`) that shrink the first preset until all of the model's properties can be tested in a
+    /// fraction of a second: `tests/models.rs` does, for every model.
+    pub tiny: &'static [&'static str],
     /// Builds the model from a complete configuration with fresh parameters drawn from `rng`. The configuration may
     /// come from a damaged file: impossible values are errors, never panics.
     pub build: fn(config: &serde_json::Value, rng: &mut Philox) -> Result<Box<dyn Model>>,
@@ -227,5 +230,14 @@ pub struct ModelInfo {
 pub type Registry<'a> = &'a [&'static ModelInfo];
 
 /// All models.
-pub static MODELS: &[&ModelInfo] =
-    &[&autoregressive::pixelcnn::INFO, &autoregressive::pixelcnn_pp::INFO, &flow::glow::GLOW];
+pub static MODELS: &[&ModelInfo] = &[
+    &autoregressive::pixelcnn::INFO,
+    &autoregressive::pixelcnn_pp::INFO,
+    &flow::flowpp::FLOWPP,
+    &flow::glow::GLOW,
+    &flow::idf::IDF,
+    &flow::maf::MAF,
+    &flow::nsf::NSF,
+    &flow::realnvp::REALNVP,
+    &flow::residual_flow::RESIDUAL_FLOW,
+];

@@ -46,6 +46,7 @@ pub static GAUSS: ModelInfo = ModelInfo {
         ),
         ("gauss8", "shape = [8, 8, 1]\nnoise = 0.0\nname = \"b\"\n[extra]\nlayers = 2\ndeep = true"),
     ],
+    tiny: &["shape=[2, 2, 1]"],
     build,
 };
 

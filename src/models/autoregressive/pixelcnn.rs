@@ -32,6 +32,7 @@ pub const INFO: ModelInfo = ModelInfo {
     objective: "surprisal, nats",
     reproduce: "surprisal demo: raw likelihood AUROC below 0.1 for FashionMNIST against MNIST (Ren et al. 2019: .089)",
     presets: &[("pixelcnn28", PIXELCNN28)],
+    tiny: &["shape=[3, 3, 1]", "channels=8", "depth=1", "levels=3"],
     build: |config, rng| {
         let config = serde_json::from_value(config.clone())
             .map_err(|e| Error::new(ErrorKind::Usage, format!("pixelcnn: {e}")))?;

@@ -37,6 +37,7 @@ pub const INFO: ModelInfo = ModelInfo {
     reproduce: "surprisal train pixelcnn_pp28 --data fashion-mnist-train-images --set train.steps=50000: raw AUROC .089, \
                 likelihood ratio .994 against MNIST (Ren et al. 2019, table 1)",
     presets: &[("pixelcnn_pp28", GREY), ("pixelcnn_pp32", COLOUR)],
+    tiny: &["shape=[4, 4, 1]", "channels=4", "depth=1", "components=2"],
     build: |config, rng| {
         let config = serde_json::from_value(config.clone())
             .map_err(|e| Error::new(ErrorKind::Usage, format!("pixelcnn_pp: {e}")))?;

@@ -37,6 +37,7 @@ pub static GLOW: ModelInfo = ModelInfo {
     reproduce: "surprisal train glow28 --data fashion-mnist-train-images --set train.epochs=100: about 2.9 bits/dim on \
                 held-out FashionMNIST (Glow with K = 16: Nalisnick et al. 2019, figure 1)",
     presets: &[("glow28", GLOW28), ("glow28_deep", GLOW28_DEEP), ("glow32", GLOW32)],
+    tiny: &["shape=[4, 4, 1]", "depth=2", "hidden=6"],
     build: |config, rng| {
         let config = serde_json::from_value(config.clone())
             .map_err(|e| Error::new(ErrorKind::Usage, format!("configuration of glow: {e}")))?;
