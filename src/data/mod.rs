@@ -18,6 +18,7 @@ mod infer;
 mod input;
 mod npy;
 mod npz;
+pub mod planes;
 pub mod prepare;
 mod schema;
 mod write;
