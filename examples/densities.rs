@@ -59,7 +59,7 @@ fn plane_recipe(mut recipe: Recipe, set: &[String]) -> Result<Option<Recipe>> {
     if input.shape.len() != 1 || !input.dtypes[0].is_float() || input.classes.is_some() {
         return Ok(None);
     }
-    recipe.adapt(&[2]);
+    recipe.adapt(&PLANES[0].sample(1, &mut Philox::new(0)));
     recipe.set(set)?;
     Ok(Some(recipe))
 }
