@@ -23,6 +23,7 @@
 //! |---|---|
 //! | [`data`] | sources (IDX, npy/npz, image folders) and the transforms with their log-determinants |
 //! | [`models`] | one file per model, the [`models::Model`] trait, the `MODELS` registry |
+//! | [`evidence`] | what is known about each observation, computed once and shared by the scorers |
 //! | [`scorers`] | one file per scorer, the [`scorers::Scorer`] trait, the `SCORERS` registry |
 //! | [`calibrate`] | split-conformal p-values and thresholds |
 //! | [`ode`] | Runge-Kutta methods as data, solvers with error control, the adjoint |
@@ -39,6 +40,7 @@ pub mod cpu;
 pub mod data;
 pub mod dist;
 pub mod error;
+pub mod evidence;
 pub mod files;
 pub mod models;
 pub mod nn;

@@ -13,11 +13,7 @@ use surprisal::scorers::{self, Compressor, Evidence, SCORERS};
 use surprisal::{DType, Tensor};
 
 /// A data set with log-likelihoods that follow its complexity, as those of a real model do.
-struct Scored {
-    data: Dataset,
-    nats: Vec<f64>,
-    background: Vec<f64>,
-}
+struct Scored(Evidence);
 
 impl Scored {
     fn new(data: Dataset, seed: u64, misfit: f64) -> Self {
@@ -27,20 +23,17 @@ impl Scored {
         let nats = |share: f64, extra: f64, noise: &[f64]| -> Vec<f64> {
             bits.iter().zip(noise).map(|(l, e)| -(share * l + extra) * 0.693 + 60.0 * e).collect()
         };
-        let (nats, background) = (nats(0.42, misfit, a), nats(0.5, 0.3 * misfit, b));
-        Self { data, nats, background }
-    }
-
-    fn evidence(&self) -> Evidence<'_> {
-        Evidence { data: &self.data, nats: &self.nats, kind: Kind::Exact, background: Some(&self.background) }
+        let mut evidence = Evidence::new(data, nats(0.42, misfit, a), Kind::Exact);
+        evidence.background = Some(nats(0.5, 0.3 * misfit, b));
+        Self(evidence)
     }
 
     fn bits_per_dim(&self) -> Vec<f64> {
-        self.nats.iter().map(|l| bits_per_dim(*l, self.data.dims())).collect()
+        self.0.nats.iter().map(|l| bits_per_dim(*l, self.0.data().dims())).collect()
     }
 
     fn shot(&self, row: usize, score: f64, calibration: &Calibration) -> Shot {
-        let pixels = self.data.rows(row..row + 1);
+        let pixels = self.0.data().rows(row..row + 1);
         let pixels = pixels.as_slice::<u8>();
         let contrast = (0..784).map(|i| {
             let left = if i % 28 == 0 { 0 } else { pixels[i - 1] };
@@ -48,7 +41,7 @@ impl Scored {
         });
         Shot {
             row,
-            image: Image::of(&self.data.values, row).unwrap(),
+            image: Image::of(&self.0.data().values, row).unwrap(),
             score,
             p_value: Some(calibration.p_value(score)),
             surprisal: Some(contrast.collect()),
@@ -76,15 +69,15 @@ fn page() -> Page {
 
     let (mut rows, mut curves, mut calibrations) = (vec![], vec![], vec![]);
     let mut galleries: Vec<Vec<Gallery>> = vec![vec![]; 3];
-    for info in SCORERS {
+    for info in SCORERS.iter().filter(|info| info.applies(&reference.0).is_ok()) {
         let mut scorer = (info.build)();
-        scorer.fit(&reference_fit.evidence()).unwrap();
-        let calibrating = scorer.score(&reference_fit.evidence()).unwrap();
+        scorer.fit(&reference_fit.0).unwrap();
+        let calibrating = scorer.score(&reference_fit.0).unwrap();
         let calibration = Calibration::new(info.name, &*scorer, &calibrating).unwrap();
-        let negatives = scorer.score(&reference.evidence()).unwrap();
+        let negatives = scorer.score(&reference.0).unwrap();
         let mut found = vec![];
         for (i, set) in [&reference, &others[0], &others[1]].into_iter().enumerate() {
-            let scores = scorer.score(&set.evidence()).unwrap();
+            let scores = scorer.score(&set.0).unwrap();
             if ["nll", "complexity_png"].contains(&info.name) {
                 let (most, least) = extremes(&scores, 6);
                 let shots = |rows: Vec<usize>| {
@@ -97,7 +90,7 @@ fn page() -> Page {
                 });
             }
             if i > 0 {
-                found.push((set.data.name.clone(), calibration.flagged(&scores, 0.05).unwrap()));
+                found.push((set.0.data().name.clone(), calibration.flagged(&scores, 0.05).unwrap()));
                 let (a, b) = ((names[0], &negatives[..]), (names[i], &scores[..]));
                 rows.push(Row::new("pixelcnn28", info.name, a, b, 0).unwrap());
                 let points = Comparison::new(&negatives, &scores).unwrap().roc();
@@ -121,7 +114,7 @@ fn page() -> Page {
         title: format!("pixelcnn28 on {}", names[0]),
         sets: sets
             .map(|(s, galleries)| Set {
-                name: s.data.name.clone(),
+                name: s.0.data().name.clone(),
                 bits_per_dim: s.bits_per_dim(),
                 galleries,
             })
@@ -186,7 +179,7 @@ fn is_self_contained_and_complete() {
     for (key, value) in &page.settings {
         assert!(html.contains(key.as_str()) && html.contains(value.as_str()), "{key}");
     }
-    assert_eq!(html.matches("<figure class=\"panel\">").count(), SCORERS.len());
+    assert_eq!(html.matches("<figure class=\"panel\">").count(), page.calibrations.len());
     assert_eq!(html, page.render(), "rendered twice, two pages");
 }
 

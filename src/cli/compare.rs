@@ -1,11 +1,11 @@
 //! Data sets held against a reference under one model: rows, curves, galleries, the page.
 
-use super::evidence::{Judges, Known};
 use super::sample::{SAMPLES as SAMPLES_STREAM, bytes};
 use super::{Common, output};
 use crate::autograd::no_grad;
 use crate::calibrate::Calibration;
 use crate::error::Result;
+use crate::evidence::{Evidence, Judges};
 use crate::models::{Batch, Model, SampleOptions};
 use crate::random::Philox;
 use crate::report::metrics::Comparison;
@@ -29,15 +29,15 @@ pub struct Comparing<'a> {
     /// The scorers, fitted and calibrated on rows that are neither in `reference` nor in the training data.
     pub calibrations: Vec<Calibration>,
     /// Normal data.
-    pub reference: Known,
+    pub reference: Evidence,
     /// The other sets.
-    pub others: Vec<Known>,
+    pub others: Vec<Evidence>,
     /// The false-alarm rate whose keeping is shown.
     pub alpha: f64,
 }
 
 impl Comparing<'_> {
-    fn sets(&self) -> impl Iterator<Item = &Known> {
+    fn sets(&self) -> impl Iterator<Item = &Evidence> {
         std::iter::once(&self.reference).chain(&self.others)
     }
 
@@ -50,10 +50,10 @@ impl Comparing<'_> {
         for calibration in &self.calibrations {
             let name = calibration.name();
             let scorer = calibration.scorer()?;
-            let scores = self.sets().map(|s| scorer.score(&s.evidence())).collect::<Result<Vec<_>>>()?;
-            let reference = (self.reference.data.name.as_str(), &scores[0][..]);
+            let scores = self.sets().map(|s| scorer.score(s)).collect::<Result<Vec<_>>>()?;
+            let reference = (self.reference.data().name.as_str(), &scores[0][..]);
             for (other, scores) in self.others.iter().zip(&scores[1..]) {
-                let other = &other.data.name;
+                let other = &other.data().name;
                 page.rows.push(Row::new(&model.meta.preset, name, reference, (other, scores), seed)?);
                 let points = Comparison::new(reference.1, scores)?.roc();
                 page.curves.push(Curve { scorer: name.into(), other: other.clone(), points });
@@ -65,11 +65,11 @@ impl Comparing<'_> {
                 }
             }
         }
-        let place = |row: &Row| self.others.iter().position(|o| o.data.name == row.other);
+        let place = |row: &Row| self.others.iter().position(|o| o.data().name == row.other);
         page.rows.sort_by_key(place);
-        let dims = self.reference.data.dims();
-        let set = |(known, galleries): (&Known, Vec<Gallery>)| Set {
-            name: known.data.name.clone(),
+        let dims = self.reference.data().dims();
+        let set = |(known, galleries): (&Evidence, Vec<Gallery>)| Set {
+            name: known.data().name.clone(),
             bits_per_dim: known.nats.iter().map(|&nats| bits_per_dim(nats, dims)).collect(),
             galleries,
         };
@@ -93,7 +93,7 @@ impl Comparing<'_> {
             rows: calibration.rows(),
             false_alarms: above(&scores[0]),
             tested: scores[0].len(),
-            found: found.map(|(o, scores)| (o.data.name.clone(), share(scores))).collect(),
+            found: found.map(|(o, scores)| (o.data().name.clone(), share(scores))).collect(),
         })
     }
 }
@@ -131,14 +131,14 @@ fn samples(model: &dyn Model, seed: u64) -> Result<Vec<Image>> {
     Ok(images)
 }
 
-fn is_image(known: &Known) -> bool {
-    let shape = known.data.values.shape();
-    shape.len() == 4 && (1..=4).contains(&shape[3]) && known.data.values.dtype() == DType::U8
+fn is_image(known: &Evidence) -> bool {
+    let shape = known.data().values.shape();
+    shape.len() == 4 && (1..=4).contains(&shape[3]) && known.data().values.dtype() == DType::U8
 }
 
 fn gallery(
     model: &dyn Model,
-    known: &Known,
+    known: &Evidence,
     scores: &[f64],
     calibration: &Calibration,
 ) -> Result<Option<Gallery>> {
@@ -150,7 +150,7 @@ fn gallery(
         let shot = |(i, &row): (usize, &usize)| {
             Ok(Shot {
                 row,
-                image: Image::of(&known.data.values, row)?,
+                image: Image::of(&known.data().values, row)?,
                 score: scores[row],
                 p_value: Some(calibration.p_value(scores[row])),
                 surprisal: maps.as_ref().map(|maps| maps[i].clone()),
@@ -163,8 +163,8 @@ fn gallery(
 }
 
 /// −log p of every pixel of the images `rows`, summed over channels, if the model factorises.
-fn surprisal_maps(model: &dyn Model, known: &Known, rows: &[usize]) -> Option<Vec<Vec<f32>>> {
-    let picked = known.data.select(rows);
+fn surprisal_maps(model: &dyn Model, known: &Evidence, rows: &[usize]) -> Option<Vec<Vec<f32>>> {
+    let picked = known.data().select(rows);
     let [n, h, w, c] = picked.values.dims();
     let labels = model.input().classes.and(picked.labels).map(|l| Tensor::from_slice(&l, [l.len()]));
     let found = no_grad(|| model.log_prob(&Batch { x: picked.values, labels }, &mut Philox::new(0)));

@@ -1,13 +1,14 @@
 //! `demo`: train on clothes, be shown digits.
 
 use super::compare::{Comparing, publish};
-use super::evidence::Judges;
+use super::evidence::{calibrations, know};
 use super::output::thousands;
 use super::progress::say;
 use super::train::{BACKGROUND_MUTATION, train};
 use super::{Common, inputs};
 use crate::data::{self, Dataset};
 use crate::error::Result;
+use crate::evidence::Judges;
 use crate::models::file::ModelFile;
 use crate::models::{MODELS, config};
 use crate::report::finding;
@@ -54,11 +55,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let background = fit(&background, "background")?;
     let seconds = model.fit.seconds + background.fit.seconds;
     let file = |t: super::train::Trained| ModelFile { model: t.model, meta: t.meta };
-    let judges = Judges { model: file(model), background: Some(file(background)) };
+    let judges = Judges::new(file(model), vec![], Some(file(background)))?;
     let named = |data: Dataset, name: &str| Dataset { name: name.into(), ..data };
-    let reference = judges.know(common, named(images.test, "FashionMNIST"))?;
-    let other = judges.know(common, named(images.other, "MNIST"))?;
-    let mut calibrations = judges.calibrations()?;
+    let reference = know(&judges, common, named(images.test, "FashionMNIST"), &[])?;
+    let other = know(&judges, common, named(images.other, "MNIST"), &[])?;
+    let mut calibrations = calibrations(&judges)?;
     calibrations.sort_by_key(|c| SCORERS.iter().position(|info| info.name == c.name()));
     let comparing = Comparing { judges: &judges, calibrations, reference, others: vec![other], alpha: 0.05 };
     let mut page = comparing.page(common)?;

@@ -1,11 +1,12 @@
 //! `eval`: data sets held against a reference under a trained model.
 
 use super::compare::{Comparing, publish};
-use super::evidence::Judges;
+use super::evidence::{calibrations, chosen, know, needs, needs_to_score, open};
 use super::progress::{catch_interrupts, say};
 use super::{Common, inputs};
+use crate::calibrate::calibrate;
 use crate::error::{Error, ErrorKind, Result};
-use crate::scorers::{self, SCORERS};
+use crate::scorers::{SCORERS, ScorerInfo};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -23,9 +24,12 @@ pub struct Args {
     /// The background model of likelihood ratios
     #[arg(long, value_name = "FILE")]
     background: Option<PathBuf>,
-    /// Only these scorers [default: all that apply]
+    /// Only these scorers, or "all" [default: those that apply and cost no more than a forward pass]
     #[arg(long, value_name = "NAME")]
     scorer: Vec<String>,
+    /// Folder that keeps log-likelihoods from one evaluation to the next
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// The false-alarm rate whose keeping the report shows
     #[arg(long, value_name = "RATE", default_value_t = 0.05)]
     alpha: f64,
@@ -41,10 +45,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         let message = format!("--alpha {}: expected a rate between 0 and 1", args.alpha);
         return Err(Error::new(ErrorKind::Usage, message));
     }
-    for name in &args.scorer {
-        scorers::find(name)?;
-    }
-    let judges = Judges::open(&args.model, args.background.as_deref())?;
+    let scorers = chosen(&args.scorer)?;
+    let mut judges = open(&args.model, args.background.as_deref())?;
+    judges.cache = args.cache.clone();
     let open = |path: &PathBuf| {
         let data = args.reading.open_for(path, &judges.model.meta)?;
         judges.model.model.input().check(&data)?;
@@ -59,32 +62,32 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         return Err(Error::new(ErrorKind::Usage, message));
     }
     inputs::writable(&args.out)?;
-    let mut reference = judges.know(common, reference)?;
-    let chosen = |name: &str| args.scorer.is_empty() || args.scorer.iter().any(|s| s == name);
-    let wanted =
-        SCORERS.iter().filter(|info| chosen(info.name) && info.applies(&reference.evidence()).is_ok());
-    let wanted: Vec<&str> = wanted.map(|info| info.name).collect();
-    if let Some(missing) = args.scorer.iter().find(|s| !wanted.contains(&s.as_str())) {
-        scorers::find(missing)?.applies(&reference.evidence())?;
+    args.cache.as_deref().map(inputs::writable).transpose()?;
+    let mut reference = know(&judges, common, reference, &needs(&scorers))?;
+    let named = |info: &ScorerInfo| args.scorer.iter().any(|name| name == info.name);
+    if let Some(refused) = scorers.iter().find(|info| named(info) && info.applies(&reference).is_err()) {
+        refused.applies(&reference)?;
     }
-    let mut calibrations = judges.calibrations()?;
-    calibrations.retain(|c| wanted.contains(&c.name()));
+    let to_score = needs_to_score(&scorers);
+    let wanted: Vec<_> = scorers.into_iter().filter(|info| info.applies(&reference).is_ok()).collect();
+    let is_wanted = |name: &str| wanted.iter().any(|info| info.name == name);
+    let mut calibrations = calibrations(&judges)?;
+    calibrations.retain(|c| is_wanted(c.name()));
     if calibrations.len() < wanted.len() {
-        let n = reference.nats.len();
-        say(
-            common,
-            format!("the model file does not calibrate every scorer: {} of {n} reference rows do", n / 2),
-        );
-        calibrations = reference.rows(0..n / 2).calibrations()?;
-        calibrations.retain(|c| wanted.contains(&c.name()));
+        let n = reference.len();
+        let note =
+            format!("the model file does not calibrate every scorer: {} of {n} reference rows do", n / 2);
+        say(common, note);
+        calibrations = calibrate(&reference.rows(0..n / 2), &|info| is_wanted(info.name))?;
         reference = reference.rows(n / 2..n);
     }
     calibrations.sort_by_key(|c| SCORERS.iter().position(|info| info.name == c.name()));
-    let others = others.into_iter().map(|data| judges.know(common, data)).collect::<Result<Vec<_>>>()?;
+    let others =
+        others.into_iter().map(|data| know(&judges, common, data, &to_score)).collect::<Result<Vec<_>>>()?;
     let comparing = Comparing { judges: &judges, calibrations, reference, others, alpha: args.alpha };
     let mut page = comparing.page(common)?;
     let meta = &judges.model.meta;
-    page.title = format!("{} on {}", meta.preset, comparing.reference.data.name);
+    page.title = format!("{} on {}", meta.preset, comparing.reference.data().name);
     page.settings = vec![
         ("model file".into(), args.model.display().to_string()),
         ("model".into(), format!("{} ({})", meta.preset, meta.model)),

@@ -78,6 +78,20 @@ pub fn model_path(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(crate::train::checkpoint::MODEL) } else { path.to_path_buf() }
 }
 
+/// The folder of member `i` (from 2) of the ensemble whose first member is written to `dir`.
+pub fn member_dir(dir: &Path, i: usize) -> PathBuf {
+    dir.join(format!("member-{i}"))
+}
+
+/// The files of the other members of the ensemble of the model file at `path`, in order.
+pub fn members(path: &Path) -> Vec<PathBuf> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    (2..)
+        .map(|i| member_dir(dir, i).join(crate::train::checkpoint::MODEL))
+        .take_while(|p| p.is_file())
+        .collect()
+}
+
 /// log p of every example, with a bar.
 pub fn evaluate(common: &Common, model: &dyn Model, seed: u64, data: &Dataset) -> Result<LogProbs> {
     let how = Evaluate { seed, ..Default::default() };

@@ -1,10 +1,11 @@
 //! `score`: one line per example with its log-likelihood, score, p-value and decision.
 
-use super::evidence::{Judges, Known};
+use super::evidence::{calibrations, know, needs, needs_to_score, open};
 use super::progress::{catch_interrupts, say};
 use super::{Common, inputs, output};
-use crate::calibrate::Calibration;
+use crate::calibrate::{Calibration, calibrate};
 use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::Evidence;
 use crate::report::bits_per_dim;
 use crate::scorers;
 use serde::Serialize;
@@ -55,8 +56,8 @@ struct Line {
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     catch_interrupts()?;
     let scorer = args.scorer.as_deref().map(scorers::find).transpose()?;
-    let judges = Judges::open(&args.model, args.background.as_deref())?;
-    let data = args.reading.open_for(&args.data, &judges.model.meta)?;
+    let judges = open(&args.model, args.background.as_deref())?;
+    let data = args.reading.open(&args.data)?;
     judges.model.model.input().check(&data)?;
     let image = data.example_shape().len() == 3 && data.values.dtype() == crate::DType::U8;
     let scorer = match scorer {
@@ -69,13 +70,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     };
     let reference = match &args.reference {
         Some(path) => {
-            judges.know(common, args.reading.open_for(path, &judges.model.meta)?)?.calibrations()?
+            let reference = know(&judges, common, args.reading.open(path)?, &needs(&[scorer]))?;
+            scorer.applies(&reference)?;
+            calibrate(&reference, &|info| info.name == scorer.name)?
         }
-        None => judges.calibrations()?,
+        None => calibrations(&judges)?,
     };
     let calibration = reference.iter().find(|c| c.name() == scorer.name);
-    let known = judges.know(common, data)?;
-    scorer.applies(&known.evidence())?;
+    let known = know(&judges, common, data, &needs_to_score(&[scorer]))?;
     let calibrated = calibration.map(|c| Ok::<_, Error>((c.scorer()?, c))).transpose()?;
     let lines = match calibrated {
         Some((scorer, calibration)) => {
@@ -88,12 +90,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
                     "{name}: above {threshold:.3} is an anomaly; {alpha} of normal data is expected there, by {rows} held-out scores"
                 ),
             );
-            judge(
-                &known,
-                &scorer.score(&known.evidence())?,
-                scorer.rows_per_score(),
-                Some((calibration, threshold)),
-            )
+            judge(&known, &scorer.score(&known)?, scorer.rows_per_score(), Some((calibration, threshold)))
         }
         None => {
             if args.alpha.is_some() || args.scorer.is_some() {
@@ -122,8 +119,13 @@ fn uncalibrated(scorer: &str) -> Error {
     Error::new(ErrorKind::Usage, message)
 }
 
-fn judge(known: &Known, scores: &[f64], per: usize, calibration: Option<(&Calibration, f64)>) -> Vec<Line> {
-    let dims = known.data.dims();
+fn judge(
+    known: &Evidence,
+    scores: &[f64],
+    per: usize,
+    calibration: Option<(&Calibration, f64)>,
+) -> Vec<Line> {
+    let dims = known.data().dims();
     let line = |(index, &nats): (usize, &f64)| {
         let score = scores.get(index / per).copied();
         let p_value = score.zip(calibration).map(|(s, (c, _))| c.p_value(s));

@@ -1,10 +1,11 @@
 //! `train`: fit a model to data and write what scoring needs.
 
-use super::evidence::Known;
 use super::progress::{self, Training, say};
 use super::{Common, inputs, output};
+use crate::calibrate::calibrate;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::{Evidence, Need};
 use crate::models::config::{self, Recipe};
 use crate::models::file::{self, DataStats, HeldOut, Meta};
 use crate::models::{MODELS, Model};
@@ -45,6 +46,9 @@ pub struct Args {
     /// Train a background model for likelihood ratios: on inputs that are partly replaced at random
     #[arg(long)]
     background: bool,
+    /// Train M models from different seeds on the same rows, for the scorers ensemble, waic and ess
+    #[arg(long, value_name = "M", conflicts_with = "resume", value_parser = clap::value_parser!(u16).range(2..=64))]
+    ensemble: Option<u16>,
 }
 
 /// Trains, calibrates, writes.
@@ -81,6 +85,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         ));
     }
     inputs::writable(&dir)?;
+    let (data, validation) = split(&recipe, data, validation)?;
+    for i in 2..=args.ensemble.map_or(1, usize::from) {
+        let mut member = recipe.clone();
+        member.train.seed = recipe.train.seed.wrapping_add(i as u64 - 1);
+        let dir = inputs::member_dir(&dir, i);
+        inputs::writable(&dir)?;
+        train(common, &member, data.clone(), validation.clone(), &dir, false)?;
+    }
     let trained = train(common, &recipe, data, validation, &dir, args.resume.is_some())?;
     let path = dir.join(checkpoint::MODEL);
     if common.json {
@@ -101,6 +113,17 @@ fn recipe(args: &Args) -> Result<Recipe> {
     let origin = checkpoint::origin(dir)?;
     let info = config::find_model(MODELS, &origin.model)?;
     Ok(Recipe { info, preset: origin.preset, config: origin.config, train: origin.options })
+}
+
+/// Sets a part of `data` aside for validation unless there is some already.
+fn split(recipe: &Recipe, data: Dataset, validation: Option<Dataset>) -> Result<(Dataset, Option<Dataset>)> {
+    match validation {
+        None if recipe.train.validation > 0.0 => {
+            let (rest, aside) = data.split(recipe.train.validation, recipe.train.seed)?;
+            Ok((rest, Some(aside)))
+        }
+        validation => Ok((data, validation)),
+    }
 }
 
 /// A trained model with what its file says.
@@ -126,13 +149,7 @@ pub fn train(
     progress::catch_interrupts()?;
     let model = recipe.build()?;
     model.input().check(&data)?;
-    let (data, validation) = match validation {
-        None if recipe.train.validation > 0.0 => {
-            let (rest, aside) = data.split(recipe.train.validation, recipe.train.seed)?;
-            (rest, Some(aside))
-        }
-        validation => (data, validation),
-    };
+    let (data, validation) = split(recipe, data, validation)?;
     let meta = Meta { data: Some(DataStats::of(&data)), ..Meta::new(recipe, &*model) };
     let checkpoints = Checkpoints { dir: dir.into(), meta: meta.clone(), resume };
     let options = FitOptions { checkpoints: Some(checkpoints), ..recipe.train.clone() };
@@ -141,8 +158,7 @@ pub fn train(
     let mut observer = Training::new(common, format!("{}{background}", recipe.preset), images);
     let fit = fit(&*model, &data, validation.as_ref(), &options, &mut observer)?;
     drop(observer);
-    let calibration =
-        validation.map(|held_out| calibrate(common, &*model, &options, &held_out)).transpose()?;
+    let calibration = validation.map(|rows| held_out(common, &*model, &options, &rows)).transpose()?;
     let training = serde_json::to_value(&fit)
         .map_err(|e| Error::new(ErrorKind::Model, format!("training summary: {e}")))?;
     let meta = Meta { training: Some(training), calibration, ..meta };
@@ -150,16 +166,17 @@ pub fn train(
     Ok(Trained { model, meta, fit })
 }
 
-/// Fits and calibrates every scorer that needs this model alone.
-fn calibrate(common: &Common, model: &dyn Model, options: &FitOptions, rows: &Dataset) -> Result<HeldOut> {
+/// Fits and calibrates every scorer that needs this model alone and no costly statistics.
+fn held_out(common: &Common, model: &dyn Model, options: &FitOptions, rows: &Dataset) -> Result<HeldOut> {
     let rows = rows.take(MAX_HELD_OUT);
     let found = inputs::evaluate(common, model, options.seed, &rows)?;
-    let known = Known { data: rows, nats: found.nats, kind: found.kind, background: None };
+    let evidence = Evidence::new(rows, found.nats, found.kind);
+    let alone = |need: &Need| matches!(need, Need::Values | Need::Images);
     Ok(HeldOut {
-        fingerprint: file::fingerprint(&known.data.values),
-        shape: known.data.example_shape().to_vec(),
-        kind: known.kind,
-        scorers: known.calibrations()?,
-        nats: known.nats,
+        fingerprint: file::fingerprint(&evidence.data().values),
+        shape: evidence.data().example_shape().to_vec(),
+        kind: evidence.kind,
+        scorers: calibrate(&evidence, &|info| info.needs.iter().all(alone))?,
+        nats: evidence.nats,
     })
 }

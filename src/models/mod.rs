@@ -8,6 +8,9 @@ pub mod config;
 pub mod container;
 pub mod file;
 pub mod flow;
+mod statistic;
+
+pub use statistic::{Statistic, Statistics};
 
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
@@ -200,6 +203,11 @@ pub trait Model: Send + Sync {
     /// When the data cannot be fitted.
     fn solve(&self, _train: &Dataset, _rng: &mut Philox) -> Result<Option<Vec<f64>>> {
         Ok(None)
+    }
+
+    /// What it can tell about an observation beside log p (regret, ratios of latent layers ...); nothing by default.
+    fn statistics(&self) -> Option<&dyn Statistics> {
+        None
     }
 }
 

@@ -4,36 +4,30 @@
 //! evidence what is normal ([`Scorer::fit`]), then gives scores; what it learned can be saved and restored as JSON.
 //! The rows that fit a scorer should be neither those that trained the model nor those that calibrate it.
 
+mod auto;
+mod batch_norm;
 mod complexity;
+mod discriminator;
+mod dose;
+mod ensemble;
+mod ess;
+mod fitted;
+mod grad_norm;
+mod lid;
 mod likelihood_ratio;
+mod llr_k;
 mod nll;
+mod regret;
 mod typicality;
+mod waic;
 
-pub use complexity::{Complexity, Compressor, compressed_bits};
-pub use likelihood_ratio::LikelihoodRatio;
-pub use nll::Nll;
 pub use typicality::Typicality;
 
-use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result, nearest};
+pub use crate::evidence::{Compressor, Evidence, Need, compressed_bits};
 use crate::models::Kind;
-use crate::tensor::DType;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use fitted::{Fit, Fitted, Learn, Plain, fitted, load, save};
 use serde_json::Value;
-
-/// What is known about each observation of a data set.
-#[derive(Debug, Clone, Copy)]
-pub struct Evidence<'a> {
-    /// The observations themselves.
-    pub data: &'a Dataset,
-    /// log p(x) under the model, nats per example.
-    pub nats: &'a [f64],
-    /// What `nats` is.
-    pub kind: Kind,
-    /// log p(x) under the background model, nats per example, if there is one.
-    pub background: Option<&'a [f64]>,
-}
 
 /// An anomaly score.
 pub trait Scorer: Send + Sync {
@@ -80,10 +74,8 @@ pub struct ScorerInfo {
     pub unit: &'static str,
     /// Which kinds of log-likelihood it accepts.
     pub accepts: &'static [Kind],
-    /// Whether it needs a background model.
-    pub needs_background: bool,
-    /// Whether it needs the observations to be u8 images.
-    pub needs_images: bool,
+    /// What it needs beside log p.
+    pub needs: &'static [Need],
     /// Makes an unfitted scorer with default settings.
     pub build: fn() -> Box<dyn Scorer>,
 }
@@ -96,11 +88,24 @@ const NORMALISED: &[Kind] = &[Kind::Exact, Kind::LowerBound, Kind::Estimate];
 /// All scorers.
 pub static SCORERS: &[&ScorerInfo] = &[
     &nll::NLL,
+    &auto::AUTO,
     &likelihood_ratio::LIKELIHOOD_RATIO,
+    &complexity::COMPLEXITY,
     &complexity::COMPLEXITY_PNG,
+    &complexity::COMPLEXITY_JXL,
     &complexity::COMPLEXITY_ZSTD,
     &typicality::TYPICALITY,
     &typicality::TYPICALITY_BATCH,
+    &dose::DOSE,
+    &lid::LID,
+    &ensemble::ENSEMBLE,
+    &waic::WAIC,
+    &ess::ESS,
+    &grad_norm::GRAD_NORM,
+    &batch_norm::BATCH_NORM,
+    &regret::REGRET,
+    &llr_k::LLR_K,
+    &discriminator::DISCRIMINATOR,
 ];
 
 /// The registry's line of this name.
@@ -115,62 +120,78 @@ pub fn find(name: &str) -> Result<&'static ScorerInfo> {
 }
 
 impl ScorerInfo {
-    /// Whether evidence of this sort can be scored at all: its kind, a background model, images. The command line
+    /// Whether it looks at numbers about the observations alone, so that it can be fitted without them.
+    pub fn judges_numbers(&self) -> bool {
+        self.needs.iter().all(|need| matches!(need, Need::Background | Need::Members | Need::Statistic(_)))
+    }
+
+    /// Whether all that it needs costs no more than a forward pass per model.
+    pub fn is_cheap(&self) -> bool {
+        !self.needs.iter().any(|need| need.is_costly())
+    }
+
+    /// Whether evidence of this sort can be scored at all: its kind, and what there is beside log p. The command line
     /// leaves out the scorers for which this is an error when all of them are asked for.
     ///
     /// # Errors
     /// One sentence that names the scorer, what it needs and what is there instead.
     pub fn applies(&self, evidence: &Evidence) -> Result<()> {
-        let Evidence { data, kind, background, .. } = *evidence;
-        if !self.accepts.contains(&kind) {
-            let accepted: Vec<&str> = self.accepts.iter().map(|&k| words(k)).collect();
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!(
-                    "{}: the scorer \"{}\" works on {} log-likelihoods; this model gives {} ones",
-                    data.name,
-                    self.name,
-                    accepted.join(" or "),
-                    words(kind)
-                ),
-            ));
-        }
-        if self.needs_background && background.is_none() {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("{}: the scorer \"{}\" needs a background model", data.name, self.name),
-            ));
-        }
-        if self.needs_images { check_image(self, data) } else { Ok(()) }
+        self.has(evidence, self.needs)
     }
 
-    /// [`Self::applies`], and one finite log-likelihood for every observation.
+    fn has(&self, evidence: &Evidence, needs: &[Need]) -> Result<()> {
+        let (data, name) = (evidence.data(), self.name);
+        let fail = |what: String| Err(Error::new(ErrorKind::Usage, format!("{}: {what}", data.name)));
+        if !self.accepts.contains(&evidence.kind) {
+            let accepted: Vec<&str> = self.accepts.iter().map(|&k| words(k)).collect();
+            let (accepted, found) = (accepted.join(" or "), words(evidence.kind));
+            return fail(format!(
+                "the scorer \"{name}\" works on {accepted} log-likelihoods; this model gives {found} ones"
+            ));
+        }
+        let Some(missing) = needs.iter().find(|need| !evidence.has(**need)) else { return Ok(()) };
+        let (dtype, shape) = (data.values.dtype(), data.values.shape());
+        fail(match missing {
+            Need::Images => format!(
+                "the scorer \"{name}\" needs u8 images (N, H, W, 1 to 4), got {dtype:?} {shape:?}; \
+                 \"complexity_zstd\" works on any data"
+            ),
+            Need::Background => format!("the scorer \"{name}\" needs a background model"),
+            Need::Members => {
+                format!("the scorer \"{name}\" needs an ensemble: the models of `train --ensemble M`")
+            }
+            Need::Statistic(which) => {
+                format!("the scorer \"{name}\" needs {}; this model has none", which.name())
+            }
+            Need::Samples | Need::Values => format!("the scorer \"{name}\" needs {missing:?}"),
+        })
+    }
+
+    /// [`Self::applies`], and one finite number of each sort for every observation.
     ///
     /// # Errors
     /// Those of [`Self::applies`]; [`ErrorKind::Data`] when the numbers of rows differ; [`ErrorKind::NonFinite`]
     /// naming the first row whose log-likelihood is NaN or infinite.
     pub fn check(&self, evidence: &Evidence) -> Result<()> {
         self.applies(evidence)?;
-        let Evidence { data, nats, background, .. } = *evidence;
-        let n = data.values.shape().first().copied().unwrap_or(0);
-        let background = if self.needs_background { background } else { None };
-        for (what, nats) in [("the model", Some(nats)), ("the background model", background)] {
-            let Some(nats) = nats else { continue };
-            if nats.len() != n {
-                return Err(Error::new(
-                    ErrorKind::Data,
-                    format!("{}: {} log-likelihoods of {what} for {n} examples", data.name, nats.len()),
-                ));
-            }
-            if let Some(row) = nats.iter().position(|l| !l.is_finite()) {
-                return Err(Error::new(
-                    ErrorKind::NonFinite,
-                    format!("{}: row {row}: the log-likelihood of {what} is {}", data.name, nats[row]),
-                ));
-            }
-        }
-        Ok(())
+        check_numbers(evidence)
     }
+}
+
+/// One finite number in each column for every observation.
+fn check_numbers(evidence: &Evidence) -> Result<()> {
+    let (name, n) = (&evidence.data().name, evidence.len());
+    for (what, numbers) in evidence.columns() {
+        if numbers.len() != n {
+            let message = format!("{name}: {} numbers of {what} for {n} examples", numbers.len());
+            return Err(Error::new(ErrorKind::Data, message));
+        }
+        if let Some(row) = numbers.iter().position(|l| !l.is_finite()) {
+            let message = format!("{name}: row {row}: the number of {what} is {}", numbers[row]);
+            return Err(Error::new(ErrorKind::NonFinite, message));
+        }
+    }
+    Ok(())
 }
 
 fn words(kind: Kind) -> &'static str {
@@ -179,79 +200,5 @@ fn words(kind: Kind) -> &'static str {
         Kind::LowerBound => "lower-bound",
         Kind::Estimate => "estimated",
         Kind::Unnormalised => "unnormalised",
-    }
-}
-
-/// What every scorer remembers of its reference: other evidence must be of the same kind and shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Fit {
-    kind: Kind,
-    /// Shape of one example.
-    shape: Vec<usize>,
-}
-
-impl Fit {
-    /// Checks the reference for the scorer `info`.
-    fn new(info: &ScorerInfo, reference: &Evidence) -> Result<Self> {
-        info.check(reference)?;
-        if reference.nats.is_empty() {
-            let message = format!("{}: no reference rows to fit \"{}\" on", reference.data.name, info.name);
-            return Err(Error::new(ErrorKind::Data, message));
-        }
-        Ok(Self { kind: reference.kind, shape: reference.data.values.shape()[1..].to_vec() })
-    }
-
-    /// Checks evidence to be scored against the reference.
-    fn check(&self, info: &ScorerInfo, evidence: &Evidence) -> Result<()> {
-        info.check(evidence)?;
-        let (name, shape) = (&evidence.data.name, &evidence.data.values.shape()[1..]);
-        if self.kind != evidence.kind || self.shape != shape {
-            return Err(Error::new(
-                ErrorKind::Data,
-                format!(
-                    "{name}: \"{}\" was fitted on {} log-likelihoods of examples {:?}, got {} ones of {shape:?}",
-                    info.name,
-                    words(self.kind),
-                    self.shape,
-                    words(evidence.kind)
-                ),
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// What was learned, if anything was.
-fn fitted<'a, T>(learned: &'a Option<T>, info: &ScorerInfo) -> Result<&'a T> {
-    learned.as_ref().ok_or_else(|| {
-        let message = format!("the scorer \"{}\" must be fitted on a reference first", info.name);
-        Error::new(ErrorKind::Usage, message)
-    })
-}
-
-fn save<T: Serialize>(learned: &Option<T>, info: &ScorerInfo) -> Result<Value> {
-    serde_json::to_value(fitted(learned, info)?)
-        .map_err(|e| Error::new(ErrorKind::Model, format!("state of the scorer \"{}\": {e}", info.name)))
-}
-
-fn load<T: DeserializeOwned>(info: &ScorerInfo, state: &Value) -> Result<T> {
-    T::deserialize(state).map_err(|e| {
-        Error::new(ErrorKind::Model, format!("saved state of the scorer \"{}\": {e}", info.name))
-    })
-}
-
-/// u8 images (N, H, W, C) with 1 to 4 channels and at least one pixel.
-fn check_image(info: &ScorerInfo, data: &Dataset) -> Result<()> {
-    let (shape, dtype) = (data.values.shape(), data.values.dtype());
-    match shape {
-        [_, h, w, 1..=4] if *h > 0 && *w > 0 && dtype == DType::U8 => Ok(()),
-        _ => Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "{}: the scorer \"{}\" needs u8 images (N, H, W, 1 to 4), got {dtype:?} {shape:?}; \
-                 \"complexity_zstd\" works on any data",
-                data.name, info.name
-            ),
-        )),
     }
 }

@@ -13,7 +13,7 @@
 //!   The bound ε is the (1 − α) quantile of the score of batches drawn from the reference with replacement, as in
 //!   the paper; a batch with a score above ε is atypical at level α.
 //!
-//! A constant in log p cancels, so every [`Kind`] is accepted.
+//! A constant in log p cancels, so every kind is accepted.
 
 use super::{ANY_KIND, Evidence, Fit, Scorer, ScorerInfo};
 use crate::error::{Error, ErrorKind, Result};
@@ -29,8 +29,7 @@ pub static TYPICALITY: ScorerInfo = ScorerInfo {
     summary: "distance of the surprisal from the reference's entropy, in nats (Nalisnick et al. 2019)",
     unit: "nats",
     accepts: ANY_KIND,
-    needs_background: false,
-    needs_images: false,
+    needs: &[],
     build: || Box::new(Typicality::single()),
 };
 
@@ -41,8 +40,7 @@ pub static TYPICALITY_BATCH: ScorerInfo = ScorerInfo {
     summary: "distance of a batch's mean surprisal from the entropy, one score per 10 rows (Nalisnick et al. 2019)",
     unit: "nats",
     accepts: ANY_KIND,
-    needs_background: false,
-    needs_images: false,
+    needs: &[],
     build: || Box::new(Typicality { size: 10, alpha: 0.01, learned: None }),
 };
 
@@ -104,7 +102,7 @@ impl Scorer for Typicality {
         let (size, alpha) = (self.size, self.alpha);
         let fit = Fit::new(self.info(), reference)?;
         let entropy = -mean(reference.nats.iter().copied());
-        let epsilon = epsilon(reference.nats, entropy, size, alpha);
+        let epsilon = epsilon(&reference.nats, entropy, size, alpha);
         self.learned = Some(Learned { fit, size, alpha, entropy, epsilon });
         Ok(())
     }
@@ -112,9 +110,9 @@ impl Scorer for Typicality {
     fn score(&self, evidence: &Evidence) -> Result<Vec<f64>> {
         let learned = super::fitted(&self.learned, self.info())?;
         learned.fit.check(self.info(), evidence)?;
-        let Evidence { data, nats, .. } = evidence;
+        let nats = &evidence.nats;
         if nats.len() < self.size {
-            let (name, n, m) = (&data.name, nats.len(), self.size);
+            let (name, n, m) = (&evidence.data().name, nats.len(), self.size);
             let message = format!("{name}: \"{}\" needs at least {m} rows, got {n}", self.info().name);
             return Err(Error::new(ErrorKind::Data, message));
         }

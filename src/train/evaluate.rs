@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Kind, Model};
 use crate::random::Philox;
 use crate::tensor::Tensor;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// The stream of the seed that serves evaluation.
 const EVALUATION: u64 = 2;
@@ -63,10 +63,37 @@ pub fn log_probs_while(
     how: &Evaluate,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<LogProbs> {
+    let (mut nats, mut kind) = (Vec::with_capacity(data.len()), Kind::Exact);
+    batches_while(model, data, how, progress, &mut |range, batch, rng| {
+        let found = no_grad(|| model.log_prob(batch, rng));
+        nats.extend(found.nats.to_f64_vec());
+        kind = found.kind;
+        match range.into_iter().find(|&row| !nats[row].is_finite()) {
+            Some(row) => {
+                let message = format!("{}: row {row}: log p is {}", data.name, nats[row]);
+                Err(Error::new(ErrorKind::NonFinite, message))
+            }
+            None => Ok(()),
+        }
+    })?;
+    Ok(LogProbs { nats, kind })
+}
+
+/// Calls `each` with every batch of `data` as `model` takes it: the rows, the batch, and its random numbers.
+///
+/// # Errors
+/// Those of `each`; [`ErrorKind::Data`] when the model does not take such data; [`ErrorKind::Interrupted`] when
+/// `progress` breaks off.
+pub fn batches_while(
+    model: &dyn Model,
+    data: &Dataset,
+    how: &Evaluate,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    each: &mut dyn FnMut(Range<usize>, &Batch, &mut Philox) -> Result<()>,
+) -> Result<()> {
     let input = model.input();
     input.check(data)?;
     let rng = Philox::new(how.seed).fork(EVALUATION);
-    let (mut nats, mut kind) = (Vec::with_capacity(data.len()), Kind::Exact);
     for (range, values) in data.batches(how.batch.max(1)) {
         // The place in the data, not the number of the batch, selects the random numbers.
         let mut rng = rng.at_step(range.start as u64);
@@ -75,18 +102,12 @@ pub fn log_probs_while(
             _ => values,
         };
         let labels = input.classes.and(data.labels.as_ref()).map(|l| label_tensor(&l[range.clone()]));
-        let found = no_grad(|| model.log_prob(&Batch { x, labels }, &mut rng));
-        nats.extend(found.nats.to_f64_vec());
-        kind = found.kind;
-        if let Some(row) = (range.start..range.end).find(|&row| !nats[row].is_finite()) {
-            let message = format!("{}: row {row}: log p is {}", data.name, nats[row]);
-            return Err(Error::new(ErrorKind::NonFinite, message));
-        }
+        each(range.clone(), &Batch { x, labels }, &mut rng)?;
         if progress(range.end).is_break() {
             return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was written"));
         }
     }
-    Ok(LogProbs { nats, kind })
+    Ok(())
 }
 
 /// (B,) i32.

@@ -9,7 +9,8 @@
 //! of n rows the rate of false alarms scatters around α with a standard deviation of about √(α (1 − α) / n).
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::scorers::{self, Scorer};
+use crate::evidence::Evidence;
+use crate::scorers::{self, SCORERS, Scorer, ScorerInfo};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -97,6 +98,18 @@ impl Calibration {
         (1 + at_least) as f64 / (self.rows() + 1) as f64
     }
 
+    /// The p-value with ties broken by `u`, uniform in [0, 1]: for exchangeable rows it is exactly uniform, as
+    /// martingales need it.
+    pub fn smoothed_p_value(&self, score: f64, u: f64) -> f64 {
+        if score.is_nan() {
+            return f64::NAN;
+        }
+        let from = self.reference.partition_point(|r| *r < score);
+        let above = self.reference.partition_point(|r| *r <= score);
+        let (greater, equal) = (self.rows() - above, above - from);
+        (greater as f64 + u * (1 + equal) as f64) / (self.rows() + 1) as f64
+    }
+
     /// The smallest false-alarm rate that n reference rows can promise, 1/(n + 1).
     pub fn smallest_alpha(&self) -> f64 {
         1.0 / (self.rows() + 1) as f64
@@ -141,6 +154,25 @@ impl Calibration {
     }
 }
 
+/// Every scorer of `wanted` that accepts this evidence, fitted on its first half and calibrated by its second; scorers
+/// that need more rows than there are, are left out.
+///
+/// # Errors
+/// Those of fitting and scoring.
+pub fn calibrate(evidence: &Evidence, wanted: &dyn Fn(&ScorerInfo) -> bool) -> Result<Vec<Calibration>> {
+    let n = evidence.len();
+    let (first, second) = (evidence.rows(0..n / 2), evidence.rows(n / 2..n));
+    let mut out = Vec::new();
+    for info in SCORERS.iter().filter(|info| wanted(info) && info.applies(evidence).is_ok()) {
+        let mut scorer = (info.build)();
+        if n / 2 >= scorer.rows_per_score() {
+            scorer.fit(&first)?;
+            out.push(Calibration::new(info.name, &*scorer, &scorer.score(&second)?)?);
+        }
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +190,7 @@ mod tests {
         {
             assert_eq!(c.p_value(score), p, "score {score}");
         }
+        assert_eq!((c.smoothed_p_value(2.0, 0.0), c.smoothed_p_value(2.0, 1.0)), (0.2, 0.8));
         assert!(c.p_value(f64::NAN).is_nan());
         assert_eq!(c.p_value(f64::INFINITY), 0.2);
     }

@@ -86,6 +86,30 @@ impl Comparison {
         (quantile(&replicates, 0.025), quantile(&replicates, 0.975))
     }
 
+    /// Rows of the reference and of the other set.
+    pub fn rows(&self) -> (usize, usize) {
+        (self.reference.len(), self.other.len())
+    }
+
+    /// For each row of the other set the share of reference rows below it, and for each reference row the share of the
+    /// other set above it, ties counted as half; the mean of either is the AUROC.
+    pub(super) fn placements(&self) -> (Vec<f64>, Vec<f64>) {
+        let below = |counts: &[u64]| {
+            let mut sum = 0;
+            let half = |&c: &u64| {
+                sum += c;
+                sum as f64 - 0.5 * c as f64
+            };
+            counts.iter().map(half).collect::<Vec<f64>>()
+        };
+        let (reference, other) = (below(&self.counts.reference), below(&self.counts.other));
+        let (n, m) = (self.reference.len() as f64, self.other.len() as f64);
+        (
+            self.other.iter().map(|&level| reference[level as usize] / n).collect(),
+            self.reference.iter().map(|&level| 1.0 - other[level as usize] / m).collect(),
+        )
+    }
+
     /// Average precision with the reference as the positive class (lower score = more positive).
     pub fn aupr_in(&self) -> f64 {
         average_precision(self.counts.reference.iter().zip(&self.counts.other))

@@ -1,0 +1,85 @@
+//! What some models can tell about an observation beside log p.
+
+use super::{Batch, Model};
+use crate::autograd;
+use crate::random::Philox;
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// A statistic of an observation under a model: one number per example, or several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistic {
+    /// ln ‖∂ log p(x) / ∂θ_j‖², one number per parameter tensor θ_j. Every model has it.
+    GradNorm,
+    /// log p(x) in nats with every batch-normalisation layer in training mode: it uses the mean and variance of the
+    /// batch instead of those that it remembers (Song et al. 2019).
+    BatchNorm,
+    /// Likelihood regret in nats: the bound with the posterior of this x optimised, minus the bound with the encoder's
+    /// posterior (Xiao et al. 2020).
+    Regret,
+    /// LLR^{>k} in nats: the bound minus the bound whose lowest k latent layers are drawn from the conditional prior
+    /// (Havtorn et al. 2021).
+    LlrK,
+}
+
+/// The statistics that a model offers beside those that every model has; see [`Model::statistics`].
+pub trait Statistics {
+    /// Which ones.
+    fn offered(&self) -> &'static [Statistic];
+
+    /// One of those offered, (B,) or (B, S) floats.
+    ///
+    /// # Panics
+    /// When `which` is not offered.
+    fn compute(&self, which: Statistic, batch: &Batch, rng: &mut Philox) -> Tensor;
+}
+
+impl Statistic {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::GradNorm, Self::BatchNorm, Self::Regret, Self::LlrK];
+
+    /// In words, for messages and the keys of caches.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GradNorm => "gradient norms",
+            Self::BatchNorm => "log-likelihoods in batch-norm training mode",
+            Self::Regret => "likelihood regret",
+            Self::LlrK => "hierarchical likelihood ratios",
+        }
+    }
+
+    /// Whether `model` can tell it.
+    pub fn offered_by(self, model: &dyn Model) -> bool {
+        self == Self::GradNorm || model.statistics().is_some_and(|s| s.offered().contains(&self))
+    }
+
+    /// Its value for every example of `batch`: (B,) or (B, S); `None` when `model` does not offer it.
+    pub fn of(self, model: &dyn Model, batch: &Batch, rng: &mut Philox) -> Option<Tensor> {
+        match self {
+            _ if !self.offered_by(model) => None,
+            Self::GradNorm => Some(grad_norms(model, batch, rng)),
+            _ => model.statistics().map(|s| s.compute(self, batch, rng)),
+        }
+    }
+}
+
+/// (B, S) for S trainable tensors, with one backward pass per example.
+fn grad_norms(model: &dyn Model, batch: &Batch, rng: &mut Philox) -> Tensor {
+    let leaves: Vec<Tensor> = model.params().trainable().map(|(_, p)| p.get()).collect();
+    let leaves: Vec<&Tensor> = leaves.iter().collect();
+    let n = batch.x.shape()[0];
+    let mut rows = Vec::with_capacity(n * leaves.len());
+    for i in 0..n {
+        let one = Batch {
+            x: batch.x.narrow(0, i, 1),
+            labels: batch.labels.as_ref().map(|labels| labels.narrow(0, i, 1)),
+        };
+        let loss = autograd::enable_grad(|| model.log_prob(&one, rng).nats.sum_all());
+        let grads = autograd::backward(loss, &leaves);
+        let square = |g: &Tensor| g.to_f64_vec().iter().map(|x| x * x).sum::<f64>();
+        // The floor stands for a parameter that the example does not touch.
+        rows.extend(grads.iter().map(|g| square(g).max(1e-30).ln()));
+    }
+    Tensor::from_slice(&rows, [n, leaves.len()])
+}
