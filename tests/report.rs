@@ -5,9 +5,10 @@ use surprisal::calibrate::Calibration;
 use surprisal::data::{self, Dataset};
 use surprisal::models::Kind;
 use surprisal::random::Philox;
-use surprisal::report::metrics::Comparison;
+use surprisal::report::metrics::{Comparison, Paired};
 use surprisal::report::{
-    self, Calibrated, Curve, Gallery, Image, Page, Row, Set, Shot, bits_per_dim, extremes, table, warnings,
+    self, Calibrated, Curve, Difference, Gallery, Image, Page, Row, Set, Shot, bits_per_dim, experiments,
+    extremes, table, warnings,
 };
 use surprisal::scorers::{self, Compressor, Evidence, SCORERS};
 use surprisal::{DType, Tensor};
@@ -106,8 +107,19 @@ fn page() -> Page {
             false_alarms: negatives.iter().filter(|s| **s > threshold).count(),
             tested: negatives.len(),
             found,
+            kept: vec![(names[0].into(), (0..=20).map(|i| (i as f64 / 20.0, i as f64 / 20.0)).collect())],
         });
     }
+    let sets = [&reference.0, &others[0].0, &others[1].0];
+    let log_p = |data: Dataset| Ok(Scored::new(data, 5, 0.0).0.nats);
+    let figures = vec![
+        experiments::complexity(&sets).unwrap().unwrap(),
+        experiments::pooling(&sets, &log_p).unwrap().unwrap(),
+        experiments::batch_typicality(&reference_fit.0, &sets, 0).unwrap(),
+    ];
+    let paired = Paired { difference: 0.9, low: -0.01, high: 0.95, p_value: 0.06 };
+    let differences =
+        vec![Difference { other: names[1].into(), better: "auto".into(), worse: "nll".into(), paired }];
     rows.sort_by_key(|r| names.iter().position(|n| *n == r.other));
     let sets = [&reference, &others[0], &others[1]].into_iter().zip(galleries);
     Page {
@@ -121,6 +133,8 @@ fn page() -> Page {
             .collect(),
         rows,
         curves,
+        figures,
+        differences,
         samples: Image::all(&demo.train.rows(0..64)).unwrap(),
         calibrations,
         settings: [
@@ -179,7 +193,7 @@ fn is_self_contained_and_complete() {
     for (key, value) in &page.settings {
         assert!(html.contains(key.as_str()) && html.contains(value.as_str()), "{key}");
     }
-    assert_eq!(html.matches("<figure class=\"panel\">").count(), page.calibrations.len());
+    assert_eq!(html.matches("<figure class=\"panel\">").count(), 2 * page.calibrations.len());
     assert_eq!(html, page.render(), "rendered twice, two pages");
 }
 

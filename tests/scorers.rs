@@ -13,7 +13,7 @@ use surprisal::report::metrics::Comparison;
 use surprisal::scorers::{self, Compressor, Evidence, SCORERS, Scorer, ScorerInfo, Typicality};
 use surprisal::{DType, ErrorKind, Tensor};
 
-const N: usize = 300;
+const N: usize = 200;
 const KINDS: [Kind; 4] = [Kind::Exact, Kind::LowerBound, Kind::Estimate, Kind::Unnormalised];
 
 /// What a set of images looks like to the models.
@@ -34,9 +34,10 @@ struct Look {
 
 const REFERENCE: Look =
     Look { detail: 10, contrast: 40.0, mean: -500.0, background: -600.0, doubt: 1.0, shift: 0.0 };
-const PLANTED: Look = Look { contrast: 80.0, mean: -640.0, doubt: 25.0, shift: 8.0, ..REFERENCE };
+const PLANTED: Look = Look { contrast: 80.0, mean: -700.0, doubt: 25.0, shift: 8.0, ..REFERENCE };
 /// The trap of the literature: simple images, more likely than the reference under both models.
-const SIMPLE: Look = Look { detail: 2, contrast: 40.0, mean: -300.0, background: -290.0, ..PLANTED };
+const SIMPLE: Look =
+    Look { detail: 2, contrast: 40.0, mean: -300.0, background: -290.0, doubt: 60.0, ..PLANTED };
 
 /// Evidence of every sort about 10 × 10 grey images.
 fn evidence(name: &str, seed: u64, look: Look, kind: Kind) -> Evidence {
@@ -176,7 +177,7 @@ fn refuse_what_they_cannot_judge() {
             assert!(refusal(&mut *scorer, &other).contains("row 17"), "{name}");
         }
         let none = with(&set, |e| e.nats.clear());
-        assert!(refusal(&mut *scorer, &none).contains("300 examples"), "{name}");
+        assert!(refusal(&mut *scorer, &none).contains(&format!("{N} examples")), "{name}");
 
         let noise = Philox::new(3).normal([N, 100], DType::F32);
         let tabular = on(&set, Dataset::new("reference table", noise.clone()), noise);
@@ -252,7 +253,7 @@ fn typicality_bound_holds_on_the_reference() {
     assert!(Typicality::batches(0, 0.05).is_err() && Typicality::batches(2, 1.0).is_err());
     let mut big = Typicality::batches(N + 1, 0.05).unwrap();
     big.fit(&fit).unwrap();
-    assert!(big.score(&test).unwrap_err().to_string().contains("at least 301 rows"));
+    assert!(big.score(&test).unwrap_err().to_string().contains(&format!("at least {} rows", N + 1)));
 }
 
 #[test]
@@ -261,7 +262,7 @@ fn compressors_see_simplicity() {
     for compressor in Compressor::ALL {
         let bits = |set: &Evidence| set.code_lengths(compressor).unwrap().iter().sum::<f64>() / N as f64;
         assert!(
-            bits(&noise) > 1.5 * bits(&stripes),
+            bits(&noise) > 1.2 * bits(&stripes),
             "{compressor:?}: {} and {}",
             bits(&noise),
             bits(&stripes)

@@ -74,7 +74,7 @@ mod tests {
         assert!(found[..4].iter().all(|d| *d));
         let careful = discoveries(&p, 0.05, Dependence::Any).unwrap();
         assert_eq!(careful.iter().filter(|d| **d).count(), 3);
-        assert_eq!(discoveries(&[], 0.1, Dependence::Any).unwrap(), []);
+        assert!(discoveries(&[], 0.1, Dependence::Any).unwrap().is_empty());
         assert!(discoveries(&[0.5], 1.0, Dependence::Any).is_err());
         assert!(
             discoveries(&[0.5, f64::NAN], 0.1, Dependence::Any).unwrap_err().to_string().contains("row 1")

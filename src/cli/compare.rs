@@ -1,18 +1,20 @@
 //! Data sets held against a reference under one model: rows, curves, galleries, the page.
 
 use super::sample::{SAMPLES as SAMPLES_STREAM, bytes};
-use super::{Common, output};
-use crate::autograd::no_grad;
+use super::{Common, inputs, output};
 use crate::calibrate::Calibration;
+use crate::data::Dataset;
 use crate::error::Result;
+use crate::evidence::explain::per_position;
 use crate::evidence::{Evidence, Judges};
-use crate::models::{Batch, Model, SampleOptions};
+use crate::models::{Model, SampleOptions};
 use crate::random::Philox;
-use crate::report::metrics::Comparison;
+use crate::report::metrics::{Comparison, Paired};
 use crate::report::{
-    Calibrated, Curve, Gallery, Image, Page, Row, Set, Shot, bits_per_dim, extremes, table, warnings,
+    Calibrated, Curve, Difference, Figure, Gallery, Image, Page, Row, Set, Shot, bits_per_dim, experiments,
+    extremes, table, warnings,
 };
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 use std::path::Path;
 
 /// Images at each end of a gallery.
@@ -46,6 +48,7 @@ impl Comparing<'_> {
         let model = &self.judges.model;
         let seed = common.seed.unwrap_or(model.meta.seed);
         let mut page = Page::default();
+        let mut compared = Vec::new();
         let mut galleries: Vec<Vec<Gallery>> = self.sets().map(|_| Vec::new()).collect();
         for calibration in &self.calibrations {
             let name = calibration.name();
@@ -55,8 +58,15 @@ impl Comparing<'_> {
             for (other, scores) in self.others.iter().zip(&scores[1..]) {
                 let other = &other.data().name;
                 page.rows.push(Row::new(&model.meta.preset, name, reference, (other, scores), seed)?);
-                let points = Comparison::new(reference.1, scores)?.roc();
-                page.curves.push(Curve { scorer: name.into(), other: other.clone(), points });
+                let comparison = Comparison::new(reference.1, scores)?;
+                page.curves.push(Curve {
+                    scorer: name.into(),
+                    other: other.clone(),
+                    points: comparison.roc(),
+                });
+                if scorer.rows_per_score() == 1 {
+                    compared.push((other.clone(), name.to_string(), comparison));
+                }
             }
             page.calibrations.extend(self.calibrated(calibration, &scores));
             if GALLERIES.contains(&name) {
@@ -65,6 +75,8 @@ impl Comparing<'_> {
                 }
             }
         }
+        page.differences = self.differences(&compared)?;
+        page.figures = self.figures(common, seed)?;
         let place = |row: &Row| self.others.iter().position(|o| o.data().name == row.other);
         page.rows.sort_by_key(place);
         let dims = self.reference.data().dims();
@@ -78,6 +90,40 @@ impl Comparing<'_> {
             page.samples = samples(&*model.model, seed)?;
         }
         Ok(page)
+    }
+
+    /// The best scorer of each set against all others. `compared`: other set, scorer, comparison.
+    fn differences(&self, compared: &[(String, String, Comparison)]) -> Result<Vec<Difference>> {
+        let mut out = Vec::new();
+        for other in self.others.iter().map(|o| &o.data().name) {
+            let mut of_set: Vec<_> = compared.iter().filter(|(set, ..)| set == other).collect();
+            of_set.sort_by(|a, b| b.2.auroc().total_cmp(&a.2.auroc()));
+            let [best, rest @ ..] = &of_set[..] else { continue };
+            for worse in rest.iter().filter(|c| c.2.rows().0.min(c.2.rows().1) > 1) {
+                let paired = Paired::new(&best.2, &worse.2)?;
+                let (better, worse) = (best.1.clone(), worse.1.clone());
+                out.push(Difference { other: other.clone(), better, worse, paired });
+            }
+        }
+        Ok(out)
+    }
+
+    /// The experiments that explain the likelihoods.
+    fn figures(&self, common: &Common, seed: u64) -> Result<Vec<Figure>> {
+        let sets: Vec<&Evidence> = self.sets().collect();
+        let model = &*self.judges.model.model;
+        let log_p = |data: Dataset| inputs::evaluate(common, model, seed, &data).map(|found| found.nats);
+        let n = self.reference.len();
+        let (fit, test) = (self.reference.rows(0..n / 2), self.reference.rows(n / 2..n));
+        let mut batches = vec![&test];
+        batches.extend(&self.others);
+        let mut figures = Vec::new();
+        figures.extend(experiments::complexity(&sets)?);
+        figures.extend(experiments::pooling(&sets, &log_p)?);
+        if n >= 4 {
+            figures.push(experiments::batch_typicality(&fit, &batches, seed)?);
+        }
+        Ok(figures)
     }
 
     /// What became of the promise; nothing when there are too few calibrating rows for it.
@@ -94,8 +140,24 @@ impl Comparing<'_> {
             false_alarms: above(&scores[0]),
             tested: scores[0].len(),
             found: found.map(|(o, scores)| (o.data().name.clone(), share(scores))).collect(),
+            kept: self
+                .sets()
+                .zip(scores)
+                .map(|(set, scores)| (set.data().name.clone(), kept(calibration, scores)))
+                .collect(),
         })
     }
+}
+
+/// (α, share of the scores with p ≤ α).
+fn kept(calibration: &Calibration, scores: &[f64]) -> Vec<(f64, f64)> {
+    let mut p: Vec<f64> = scores.iter().map(|s| calibration.p_value(*s)).collect();
+    p.sort_by(f64::total_cmp);
+    let at = |i: usize| {
+        let alpha = i as f64 / 100.0;
+        (alpha, p.partition_point(|p| *p <= alpha + 1e-12) as f64 / p.len().max(1) as f64)
+    };
+    (0..=100).map(at).collect()
 }
 
 /// Writes results.json and report.html into `dir`, prints the table and the warnings.
@@ -146,34 +208,18 @@ fn gallery(
         return Ok(None);
     }
     let shots = |rows: Vec<usize>| -> Result<Vec<Shot>> {
-        let maps = surprisal_maps(model, known, &rows);
+        let maps = per_position(model, &known.data().select(&rows))?;
         let shot = |(i, &row): (usize, &usize)| {
             Ok(Shot {
                 row,
                 image: Image::of(&known.data().values, row)?,
                 score: scores[row],
                 p_value: Some(calibration.p_value(scores[row])),
-                surprisal: maps.as_ref().map(|maps| maps[i].clone()),
+                surprisal: maps.as_ref().map(|maps| maps[i].iter().map(|nats| *nats as f32).collect()),
             })
         };
         rows.iter().enumerate().map(shot).collect()
     };
     let (most, least) = extremes(scores, SHOTS);
     Ok(Some(Gallery { scorer: calibration.name().into(), most: shots(most)?, least: shots(least)? }))
-}
-
-/// −log p of every pixel of the images `rows`, summed over channels, if the model factorises.
-fn surprisal_maps(model: &dyn Model, known: &Evidence, rows: &[usize]) -> Option<Vec<Vec<f32>>> {
-    let picked = known.data().select(rows);
-    let [n, h, w, c] = picked.values.dims();
-    let labels = model.input().classes.and(picked.labels).map(|l| Tensor::from_slice(&l, [l.len()]));
-    let found = no_grad(|| model.log_prob(&Batch { x: picked.values, labels }, &mut Philox::new(0)));
-    let values = found.per_position?.to_f64_vec();
-    let per_pixel = match values.len() {
-        len if len == n * h * w => 1,
-        len if len == n * h * w * c => c,
-        _ => return None,
-    };
-    let maps = values.chunks(h * w * per_pixel);
-    Some(maps.map(|m| m.chunks(per_pixel).map(|p| -p.iter().sum::<f64>() as f32).collect()).collect())
 }

@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod sample;
 mod score;
+mod stream;
 mod train;
 
 use crate::cpu::par;

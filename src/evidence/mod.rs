@@ -4,6 +4,7 @@
 //! for gradient norms, a second model for ratios ...) and keeps what it found.
 
 mod compress;
+pub mod explain;
 mod judges;
 mod store;
 

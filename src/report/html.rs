@@ -1,6 +1,7 @@
 //! The HTML page: one file, no network, no script; it reads from top to bottom, on paper too.
 
 use super::finding::{Verdict, finding, judges_batches, rows_per_score};
+use super::metrics::Paired;
 use super::page::{Calibrated, Gallery, Page, Set, Shot, Text};
 use super::{Row, heat, png, svg};
 use crate::error::Result;
@@ -56,6 +57,16 @@ const FAMILIES: &[(&str, &str)] = &[
     ("ratio", "Surprisal beyond that of a background model which knows only population statistics."),
     ("complexity", "Bits of the model minus bits of a general-purpose compressor."),
     ("typicality", "Distance of the surprisal from what the model expects, on either side."),
+    (
+        "combined",
+        "Surprisal and code lengths at once: how far from what the reference shows, in any direction.",
+    ),
+    ("geometry", "Directions in which the reference spreads around the row; no model is asked."),
+    ("ensemble", "What several models, trained from different seeds, say together."),
+    ("gradient", "How far one training step on the row would move each layer."),
+    ("batch norm", "Likelihood that is lost when normalisation looks at the row's own batch."),
+    ("latent", "What a latent-variable model could gain, or loses, on this row alone."),
+    ("divergence", "A classifier's log-odds that the row is one of the model's samples."),
 ];
 
 impl Page {
@@ -73,6 +84,7 @@ impl Page {
         self.header(&mut out);
         out.push_str("<main>\n");
         self.likelihoods(&mut out);
+        self.figures(&mut out);
         self.scores(&mut out);
         self.galleries(&mut out);
         self.drawn(&mut out);
@@ -127,6 +139,54 @@ impl Page {
         );
     }
 
+    fn figures(&self, out: &mut String) {
+        let mut body = String::new();
+        for figure in &self.figures {
+            let chart = figure.render(|name| self.color(name));
+            if !chart.is_empty() {
+                let (title, intro) = (Text(&figure.title), Text(&figure.intro));
+                let _ = writeln!(
+                    body,
+                    "<div class=\"figure-block\"><h3>{title}</h3>\n<p>{intro}</p>\n<figure>{chart}</figure></div>"
+                );
+            }
+        }
+        if !body.is_empty() {
+            let intro = "Experiments that show what the likelihood depends on.";
+            section(
+                out,
+                "What the likelihood measures",
+                intro,
+                &format!("<div class=\"figures\">{body}</div>\n"),
+            );
+        }
+    }
+
+    /// A table of paired comparisons.
+    fn differences(&self) -> String {
+        let mut body = String::from(
+            "<h3>Which differences are real</h3>\n<p>The AUROC of each score against the best of its set, on the same rows \
+             (DeLong). An interval that contains 0 is no difference.</p>\n<table class=\"differences\">\n<thead><tr>\
+             <th scope=\"col\">Best, against</th><th scope=\"col\">Set</th><th scope=\"col\">Difference</th>\
+             <th scope=\"col\">95% interval</th><th scope=\"col\">p</th></tr></thead>\n<tbody>\n",
+        );
+        for d in &self.differences {
+            let Paired { difference, low, high, p_value } = d.paired;
+            let _ = writeln!(
+                body,
+                "<tr><th scope=\"row\"><span class=\"name\">{}, {}</span></th><td data-label=\"Set\">{}</td>\
+                 <td data-label=\"Difference\" class=\"main\">{difference:.3}</td><td data-label=\"95% interval\">{} to {high:.3}</td>\
+                 <td data-label=\"p\">{}</td></tr>",
+                Text(&d.better),
+                Text(&d.worse),
+                Text(&d.other),
+                format!("{low:.3}").replace('-', "−"),
+                probability(p_value)
+            );
+        }
+        body + "</tbody>\n</table>\n"
+    }
+
     fn scores(&self, out: &mut String) {
         if self.rows.is_empty() {
             return;
@@ -139,6 +199,9 @@ impl Page {
                 "<h3>ROC curves</h3>\n<p>Across: the share of reference rows flagged. Up: the share of anomalies found. \
                  The dashed diagonal is a coin.</p>\n<div class=\"panels\">{panels}</div>"
             );
+        }
+        if !self.differences.is_empty() {
+            body += &self.differences();
         }
         section(
             out,
@@ -282,6 +345,16 @@ impl Page {
         );
         self.calibrations.iter().for_each(|c| body.push_str(&calibration_row(c)));
         body.push_str("</tbody>\n</table>\n");
+        let panels: String =
+            self.calibrations.iter().filter(|c| !c.kept.is_empty()).map(|c| self.kept(c)).collect();
+        if !panels.is_empty() {
+            let _ = writeln!(
+                body,
+                "<h3>Every rate at once</h3>\n<p>Across: the false-alarm rate α that is promised, 0 to 1. Up: the share of rows \
+                 with p ≤ α. Held-out reference rows should follow the diagonal; anomalies should rise at once.</p>\n\
+                 <div class=\"panels\">{panels}</div>"
+            );
+        }
         section(
             out,
             "Thresholds that keep a promise",
@@ -289,6 +362,13 @@ impl Page {
              most α on average; beside it, what was measured on other held-out reference rows, with its 95% interval.",
             &body,
         );
+    }
+
+    /// A calibration curve per set.
+    fn kept(&self, c: &Calibrated) -> String {
+        let lines: Vec<_> = c.kept.iter().map(|(name, points)| (self.color(name), &points[..])).collect();
+        let chart = svg::roc(&lines, &format!("calibration of {}", c.scorer));
+        format!("<figure class=\"panel\"><figcaption>{}</figcaption>{chart}</figure>", Text(&c.scorer))
     }
 
     fn meaning(&self, out: &mut String) {

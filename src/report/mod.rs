@@ -1,5 +1,7 @@
 //! Reports: metrics, result rows, the terminal's table, and one self-contained HTML page.
 
+pub mod experiments;
+mod figure;
 mod finding;
 mod heat;
 mod html;
@@ -9,8 +11,9 @@ mod png;
 mod rows;
 mod svg;
 
+pub use figure::{Axis, Figure, Series};
 pub use finding::{Finding, finding};
-pub use page::{Calibrated, Curve, Gallery, Image, Page, Set, Shot, extremes};
+pub use page::{Calibrated, Curve, Difference, Gallery, Image, Page, Set, Shot, extremes};
 pub use rows::{Row, table, warnings};
 
 /// −log₂ p(x) per dimension from log p(x) in nats: `−nats / (dims · ln 2)`.

@@ -1,6 +1,7 @@
 //! The report as data: everything that the HTML page shows, without any HTML.
 
-use super::Row;
+use super::metrics::Paired;
+use super::{Figure, Row};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DType, Tensor};
 use std::fmt;
@@ -16,6 +17,10 @@ pub struct Page {
     pub rows: Vec<Row>,
     /// ROC curves, at most one per row.
     pub curves: Vec<Curve>,
+    /// Charts that explain the likelihoods.
+    pub figures: Vec<Figure>,
+    /// Which differences between scorers are real.
+    pub differences: Vec<Difference>,
     /// Images that the model drew.
     pub samples: Vec<Image>,
     /// What false-alarm rates were promised and kept.
@@ -96,6 +101,21 @@ pub struct Calibrated {
     pub tested: usize,
     /// Share of each other set that was flagged.
     pub found: Vec<(String, f64)>,
+    /// For each set (false-alarm rate promised, share flagged) at many rates.
+    pub kept: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// Two scorers on the same rows.
+#[derive(Debug, Clone)]
+pub struct Difference {
+    /// The other set.
+    pub other: String,
+    /// The first scorer, the one that is better.
+    pub better: String,
+    /// The second scorer.
+    pub worse: String,
+    /// Their AUROCs' difference.
+    pub paired: Paired,
 }
 
 impl Image {

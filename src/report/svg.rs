@@ -117,7 +117,7 @@ pub(super) fn interval(low: f64, point: f64, high: f64) -> String {
 }
 
 /// Round numbers from `low` to `high`, about `n` of them, with as many decimals as their step needs.
-fn nice_ticks(low: f64, high: f64, n: usize) -> Vec<(f64, String)> {
+pub(super) fn nice_ticks(low: f64, high: f64, n: usize) -> Vec<(f64, String)> {
     let rough = (high - low) / n as f64;
     let power = 10f64.powf(rough.log10().floor());
     let step =

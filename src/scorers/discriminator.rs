@@ -35,7 +35,7 @@ pub static DISCRIMINATOR: ScorerInfo = ScorerInfo {
     build: Fitted::<Discriminator>::boxed,
 };
 
-const STEPS: u64 = 400;
+const STEPS: u64 = 300;
 /// Rows of each class per step.
 const BATCH: usize = 32;
 const HIDDEN: [usize; 2] = [16, 32];

@@ -82,7 +82,10 @@ pub fn evaluate(series: &[Series], profile: Profile) -> Result<Outcome> {
             return Err(Error::new(ErrorKind::Data, message));
         }
         if let Some(step) = s.scores.iter().position(|x| x.is_nan()) {
-            return Err(Error::new(ErrorKind::NonFinite, format!("nab: series {k}, step {step}: the score is NaN")));
+            return Err(Error::new(
+                ErrorKind::NonFinite,
+                format!("nab: series {k}, step {step}: the score is NaN"),
+            ));
         }
         for step in probation(s.scores.len())..s.scores.len() {
             let before = s.windows.partition_point(|w| w.start <= step);
@@ -134,7 +137,10 @@ mod tests {
     use super::*;
 
     fn series(n: usize, alarms: &[usize], window: Range<usize>) -> Series {
-        Series { scores: (0..n).map(|i| alarms.contains(&i) as usize as f64).collect(), windows: vec![window] }
+        Series {
+            scores: (0..n).map(|i| alarms.contains(&i) as usize as f64).collect(),
+            windows: vec![window],
+        }
     }
 
     #[test]
@@ -144,7 +150,10 @@ mod tests {
         let perfect = evaluate(&[series(1000, &[500], 500..600)], standard).unwrap();
         assert!((perfect.score - 100.0).abs() < 1e-9, "{perfect:?}");
         // Later detections in the same window add nothing.
-        assert_eq!(evaluate(&[series(1000, &[500, 501, 599], 500..600)], standard).unwrap().score, perfect.score);
+        assert_eq!(
+            evaluate(&[series(1000, &[500, 501, 599], 500..600)], standard).unwrap().score,
+            perfect.score
+        );
         // At the last step y = -1/100.
         let late = evaluate(&[series(1000, &[599], 500..600)], standard).unwrap();
         let expected = 50.0 * (1.0 + sigma(-0.01) / sigma(-1.0));
@@ -160,7 +169,8 @@ mod tests {
         assert!((near.score - (100.0 + 5.5 * sigma(1.0 / 99.0))).abs() < 1e-9, "{near:?}");
         // Never an alarm is 0 and always possible.
         assert_eq!(evaluate(&[series(1000, &[200], 500..600)], standard).unwrap().score, 0.0);
-        let (low, best) = (PROFILES[2], evaluate(&[series(1000, &[200, 500], 500..600)], PROFILES[2]).unwrap());
+        let (low, best) =
+            (PROFILES[2], evaluate(&[series(1000, &[200, 500], 500..600)], PROFILES[2]).unwrap());
         assert!((best.score - 100.0 * (3.0 - 0.11) / 3.0).abs() < 1e-9, "{} {best:?}", low.name);
         assert!(evaluate(&[series(10, &[], 5..11)], standard).is_err());
         assert!(evaluate(&[], standard).is_err());

@@ -33,7 +33,8 @@ impl Paired {
     pub fn new(a: &Comparison, b: &Comparison) -> Result<Self> {
         let (rows, other) = (a.rows(), b.rows());
         if rows != other || rows.0 < 2 || rows.1 < 2 {
-            let message = format!("a paired comparison of {rows:?} and {other:?} rows; expected the same, 2 at least");
+            let message =
+                format!("a paired comparison of {rows:?} and {other:?} rows; expected the same, 2 at least");
             return Err(Error::new(ErrorKind::Data, message));
         }
         let ((a10, a01), (b10, b01)) = (a.placements(), b.placements());
@@ -54,8 +55,16 @@ impl Paired {
 fn erfc(x: f64) -> f64 {
     let t = 1.0 / (1.0 + 0.5 * x);
     let terms = [
-        -1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587,
-        -0.82215223, 0.17087277,
+        -1.26551223,
+        1.00002368,
+        0.37409196,
+        0.09678418,
+        -0.18628806,
+        0.27886807,
+        -1.13520398,
+        1.48851587,
+        -0.82215223,
+        0.17087277,
     ];
     let poly = terms.iter().rev().fold(0.0, |sum, c| sum * t + c);
     t * (-x * x + poly).exp()

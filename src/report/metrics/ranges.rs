@@ -46,7 +46,11 @@ pub struct RangeScores {
 }
 
 /// Holds predicted ranges against true ones; each list ascending and without overlaps.
-pub fn range_scores(truth: &[Range<usize>], predicted: &[Range<usize>], options: RangeOptions) -> RangeScores {
+pub fn range_scores(
+    truth: &[Range<usize>],
+    predicted: &[Range<usize>],
+    options: RangeOptions,
+) -> RangeScores {
     let reward = |range: &Range<usize>, others: &[Range<usize>], bias: Bias| {
         let meets: Vec<Range<usize>> = others
             .iter()

@@ -32,7 +32,8 @@ pub fn vus(scores: &[f64], labels: &[bool], widest: usize) -> Result<Volume> {
     let positives = labels.iter().filter(|l| **l).count();
     if scores.len() != labels.len() || positives == 0 || positives == labels.len() {
         let (n, m) = (scores.len(), labels.len());
-        let message = format!("{n} scores for {m} labels, {positives} of them anomalous; expected some of both kinds");
+        let message =
+            format!("{n} scores for {m} labels, {positives} of them anomalous; expected some of both kinds");
         return Err(Error::new(ErrorKind::Data, message));
     }
     if let Some(step) = scores.iter().position(|s| s.is_nan()) {
@@ -99,9 +100,11 @@ mod tests {
 
     #[test]
     fn perfect_random_and_width_zero() {
-        let labels: Vec<bool> = (0..1000).map(|i| (300..340).contains(&i) || (700..760).contains(&i)).collect();
+        let labels: Vec<bool> =
+            (0..1000).map(|i| (300..340).contains(&i) || (700..760).contains(&i)).collect();
         let noise = Philox::new(1).normal([1000], DType::F64);
-        let scores: Vec<f64> = noise.as_slice::<f64>().iter().zip(&labels).map(|(z, l)| z + *l as usize as f64).collect();
+        let scores: Vec<f64> =
+            noise.as_slice::<f64>().iter().zip(&labels).map(|(z, l)| z + *l as usize as f64).collect();
         // Without borders it is the ordinary AUROC times the share of ranges that are hit, which early is below 1.
         let split = |wanted: bool| -> Vec<f64> {
             scores.iter().zip(&labels).filter(|(_, l)| **l == wanted).map(|(s, _)| *s).collect()
