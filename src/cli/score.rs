@@ -106,11 +106,12 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         })?,
     };
     let stdin = args.data == Path::new("-");
-    let data = if stdin { None } else { Some(args.reading.open(&args.data)?) };
+    let data = if stdin { None } else { Some(args.reading.open_for(&args.data, &judges.model.meta)?) };
     data.as_ref().map(|data| input.check(data)).transpose()?;
     let reference = match &args.reference {
         Some(path) => {
-            let reference = know(&judges, common, args.reading.open(path)?, &needs(&[scorer]))?;
+            let reference =
+                know(&judges, common, args.reading.open_for(path, &judges.model.meta)?, &needs(&[scorer]))?;
             scorer.applies(&reference)?;
             calibrate(&reference, &|info| info.name == scorer.name)?
         }
