@@ -4,7 +4,7 @@ use super::Common;
 use super::progress::say;
 use super::score::{Decider, Line, Rule, csv, header};
 use crate::calibrate::{Drift, OnlineFdr, OnlineRule};
-use crate::data::Dataset;
+use crate::data::{Dataset, RowReader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Judges, Need, silent};
 use crate::models::Input;
@@ -23,8 +23,8 @@ pub struct Options {
     pub needs: Vec<Need>,
 }
 
-/// The most bytes of a number in text, with its separator.
-const BYTES_PER_NUMBER: usize = 64;
+/// The most bytes of a cell in text, with its separator.
+const BYTES_PER_NUMBER: usize = 256;
 
 /// Reads to the end of the input. Memory does not grow with the number of rows.
 pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common: &Common) -> Result<()> {
@@ -50,6 +50,8 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
     let mut ties = Philox::new(common.seed.unwrap_or(0)).stream();
     let mut out = std::io::stdout().lock();
     let mut reader = std::io::stdin().lock();
+    let schema = judges.model.meta.data.as_ref().and_then(|d| d.schema.as_ref());
+    let columns = schema.map(RowReader::new);
     let dims: usize = input.shape.iter().product();
     let (mut text, mut line_number, mut index) = (Vec::new(), 0u64, 0);
     let mut emit = |line: &str| match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
@@ -81,7 +83,7 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
         if text.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let row = parse(&text, &input).map_err(|what| {
+        let row = parse(&text, &input, columns.as_ref()).map_err(|what| {
             Error::new(ErrorKind::Format, format!("standard input, line {line_number}: {what}"))
         })?;
         let mut data = Dataset::new("standard input", row);
@@ -121,9 +123,9 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
     }
 }
 
-/// One row of numbers, separated by commas, semicolons, spaces or tabs, or a JSON array of them. An empty cell is a
-/// missing one.
-fn parse(line: &[u8], input: &Input) -> std::result::Result<Tensor, String> {
+/// One row of cells, separated by commas, semicolons, spaces or tabs, or a JSON array of numbers. An empty cell is a
+/// missing one. With a schema the cells are those of its columns, in its order.
+fn parse(line: &[u8], input: &Input, columns: Option<&RowReader>) -> std::result::Result<Tensor, String> {
     let text = std::str::from_utf8(line).map_err(|_| "not UTF-8".to_string())?.trim();
     let text = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     let cells: Vec<&str> = match text.contains([',', ';', '\t']) {
@@ -132,25 +134,24 @@ fn parse(line: &[u8], input: &Input) -> std::result::Result<Tensor, String> {
     };
     let dims: usize = input.shape.iter().product();
     if cells.len() != dims {
-        return Err(format!("{} numbers; the model expects {dims}", cells.len()));
+        return Err(format!("{} cells; the model expects {dims}", cells.len()));
     }
-    let mut numbers = Vec::with_capacity(dims);
-    for (i, cell) in cells.into_iter().enumerate() {
-        let number = match cell {
-            "" | "null" | "NaN" | "nan" => f64::NAN,
-            cell => cell.parse().map_err(|_| format!("cell {i}: \"{cell}\" is no number"))?,
-        };
-        numbers.push(number);
-    }
+    let number = |(i, cell): (usize, &&str)| match *cell {
+        "" | "null" | "NaN" | "nan" => Ok(f64::NAN),
+        cell => cell.parse().map_err(|_| format!("cell {i}: \"{cell}\" is no number")),
+    };
+    let numbers: Vec<f64> = match columns {
+        Some(columns) => columns.read(&cells)?,
+        None => cells.iter().enumerate().map(number).collect::<std::result::Result<_, _>>()?,
+    };
     let dtype = input.dtypes.first().copied().unwrap_or(DType::F32);
-    if matches!(dtype, DType::U8 | DType::I32) {
-        let whole = |x: &f64| x.fract() == 0.0 && (dtype == DType::I32 || (0.0..=255.0).contains(x));
-        if let Some(i) = numbers.iter().position(|x| !whole(x)) {
-            let wanted = if dtype == DType::U8 { "0 to 255" } else { "a whole number" };
-            return Err(format!("cell {i}: {}; expected {wanted}", numbers[i]));
-        }
-    } else if let Some(i) = numbers.iter().position(|x| !x.is_finite() && !(input.missing && x.is_nan())) {
-        return Err(format!("cell {i}: {}; expected a finite number", numbers[i]));
+    let (possible, wanted): (fn(f64, bool) -> bool, &str) = match dtype {
+        DType::U8 => (|x, _| x.fract() == 0.0 && (0.0..=255.0).contains(&x), "0 to 255"),
+        DType::I32 => (|x, _| x.fract() == 0.0 && x.abs() < 2e9, "a whole number"),
+        _ => (|x, missing| x.is_finite() || (missing && x.is_nan()), "a finite number"),
+    };
+    if let Some(i) = numbers.iter().position(|&x| !possible(x, input.missing)) {
+        return Err(format!("cell {i}: {}; expected {wanted}", numbers[i]));
     }
     let mut shape = vec![1];
     shape.extend(&input.shape);
@@ -160,24 +161,42 @@ fn parse(line: &[u8], input: &Input) -> std::result::Result<Tensor, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Column, ColumnKind, Schema};
 
     #[test]
     fn rows_in_many_dresses() {
         let input = Input { shape: vec![3], dtypes: &[DType::F32], missing: true, ..Default::default() };
         for line in ["1,2.5,-3e2", " 1 ; 2.5;-3e2 \r\n", "[1, 2.5, -300]\n", "1 2.5 -300", "1\t2.5\t-300"] {
-            assert_eq!(parse(line.as_bytes(), &input).unwrap().to_f64_vec(), [1.0, 2.5, -300.0], "{line:?}");
+            assert_eq!(
+                parse(line.as_bytes(), &input, None).unwrap().to_f64_vec(),
+                [1.0, 2.5, -300.0],
+                "{line:?}"
+            );
         }
-        assert!(parse(b"1,,3", &input).unwrap().to_f64_vec()[1].is_nan());
+        assert!(parse(b"1,,3", &input, None).unwrap().to_f64_vec()[1].is_nan());
         for (line, words) in
-            [("1,2", "expects 3"), ("1,2,x", "cell 2"), ("1,2,inf", "cell 2"), ("\u{fffd}", "1 numbers")]
+            [("1,2", "expects 3"), ("1,2,x", "cell 2"), ("1,2,inf", "cell 2"), ("\u{fffd}", "1 cells")]
         {
-            let message = parse(line.as_bytes(), &input).unwrap_err();
+            let message = parse(line.as_bytes(), &input, None).unwrap_err();
             assert!(message.contains(words), "{line:?}: {message}");
         }
-        assert!(parse(b"\xff", &input).is_err());
+        let kinds = ColumnKind::Categorical { levels: vec!["red".into(), "blue".into()] };
+        let column = |i: usize, kind: &ColumnKind| Column {
+            name: format!("c{i}"),
+            kind: kind.clone(),
+            nullable: true,
+        };
+        let columns =
+            vec![column(0, &kinds), column(1, &ColumnKind::Numeric), column(2, &ColumnKind::Boolean)];
+        let schema = Schema { columns };
+        let reader = RowReader::new(&schema);
+        let row = parse(b"blue, 2.5, true", &input, Some(&reader)).unwrap();
+        assert_eq!(row.to_f64_vec(), [1.0, 2.5, 1.0]);
+        assert!(parse(b"green,1,0", &input, Some(&reader)).unwrap_err().contains("c0"));
+        assert!(parse(b"\xff", &input, None).is_err());
         let bytes = Input { shape: vec![1, 2, 1], dtypes: &[DType::U8], ..Default::default() };
-        assert_eq!(parse(b"0,255", &bytes).unwrap().as_slice::<u8>(), [0, 255]);
-        assert!(parse(b"0,256", &bytes).unwrap_err().contains("0 to 255"));
-        assert!(parse(b"0,", &bytes).is_err());
+        assert_eq!(parse(b"0,255", &bytes, None).unwrap().as_slice::<u8>(), [0, 255]);
+        assert!(parse(b"0,256", &bytes, None).unwrap_err().contains("0 to 255"));
+        assert!(parse(b"0,", &bytes, None).is_err());
     }
 }

@@ -269,3 +269,27 @@ impl<'a> Reader<'a> {
         }
     }
 }
+
+/// Reads rows that do not come from a file: cells in the columns of a schema, in its order.
+pub struct RowReader<'a>(Vec<Reader<'a>>);
+
+impl<'a> RowReader<'a> {
+    /// A reader for this schema.
+    pub fn new(schema: &'a Schema) -> Self {
+        Self(schema.columns.iter().map(Reader::new).collect())
+    }
+
+    /// The numbers that stand for the cells of one row, as a file's row would be read.
+    ///
+    /// # Errors
+    /// What is wrong, naming the column.
+    pub fn read(&self, cells: &[&str]) -> std::result::Result<Vec<f64>, String> {
+        if cells.len() != self.0.len() {
+            return Err(format!("{} cells; expected {}", cells.len(), self.0.len()));
+        }
+        let read = |(reader, cell): (&Reader, &&str)| {
+            reader.read(cell).map_err(|what| format!("column {}: {what}", shown(&reader.column.name)))
+        };
+        self.0.iter().zip(cells).map(read).collect()
+    }
+}

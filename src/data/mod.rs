@@ -23,6 +23,7 @@ pub mod prepare;
 mod schema;
 mod write;
 
+pub use csv::RowReader;
 pub use dataset::Dataset;
 pub use demo::{Demo, demo, demo_folder};
 pub use infer::Wish;

@@ -79,6 +79,9 @@ pub fn log_probs_while(
     Ok(LogProbs { nats, kind })
 }
 
+/// What [`batches_while`] calls.
+pub type EachBatch<'a> = &'a mut dyn FnMut(Range<usize>, &Batch, &mut Philox) -> Result<()>;
+
 /// Calls `each` with every batch of `data` as `model` takes it: the rows, the batch, and its random numbers.
 ///
 /// # Errors
@@ -89,7 +92,7 @@ pub fn batches_while(
     data: &Dataset,
     how: &Evaluate,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    each: &mut dyn FnMut(Range<usize>, &Batch, &mut Philox) -> Result<()>,
+    each: EachBatch,
 ) -> Result<()> {
     let input = model.input();
     input.check(data)?;

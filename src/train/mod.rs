@@ -11,7 +11,7 @@ mod optim;
 mod options;
 mod schedule;
 
-pub use evaluate::{Evaluate, LogProbs, batches_while, log_probs, log_probs_while};
+pub use evaluate::{EachBatch, Evaluate, LogProbs, batches_while, log_probs, log_probs_while};
 pub use fit::{Epoch, Event, Fit, Observer, Plan, StepInfo, fit};
 pub use optim::{Optimiser, norm};
 pub use options::{Checkpoints, FitOptions};

@@ -94,6 +94,10 @@ pub fn ranges_of(flags: impl IntoIterator<Item = bool>) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
 
+    fn one(start: usize, end: usize) -> Vec<Range<usize>> {
+        std::iter::once(start..end).collect()
+    }
+
     #[test]
     fn by_hand() {
         let flat = RangeOptions::default();
@@ -107,9 +111,9 @@ mod tests {
         assert_eq!(s.recall, 0.5);
         // Front: the first of two steps weighs 2 of 3.
         let front = RangeOptions { bias: Bias::Front, ..flat };
-        assert!((range_scores(&[0..2], &[0..1], front).recall - 2.0 / 3.0).abs() < 1e-12);
+        assert!((range_scores(&one(0, 2), &one(0, 1), front).recall - 2.0 / 3.0).abs() < 1e-12);
         assert_eq!(range_scores(&[], &[], flat).f1, 1.0);
-        assert_eq!(range_scores(&[0..3], &[], flat).f1, 0.0);
+        assert_eq!(range_scores(&one(0, 3), &[], flat).f1, 0.0);
         assert_eq!(ranges_of([true, true, false, true]), [0..2, 3..4]);
     }
 
