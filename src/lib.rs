@@ -25,7 +25,8 @@
 //! | [`models`] | one file per model, the [`models::Model`] trait, the `MODELS` registry |
 //! | [`evidence`] | what is known about each observation, computed once and shared by the scorers |
 //! | [`scorers`] | one file per scorer, the [`scorers::Scorer`] trait, the `SCORERS` registry |
-//! | [`calibrate`] | split-conformal p-values and thresholds |
+//! | [`calibrate`] | split-conformal p-values and thresholds, false-discovery rates, drift |
+//! | [`series`] | time series judged step by step |
 //! | [`ode`] | Runge-Kutta methods as data, solvers with error control, the adjoint |
 //! | [`report`] | metrics, tables, the HTML report |
 //! | [`train`] | fitting, optimiser, schedule, EMA, checkpoints |
@@ -49,6 +50,7 @@ pub mod ops;
 pub mod random;
 pub mod report;
 pub mod scorers;
+pub mod series;
 pub mod tensor;
 pub mod testing;
 pub mod train;

@@ -3,16 +3,18 @@
 use super::compare::{Comparing, publish};
 use super::evidence::{calibrations, chosen, know, needs, needs_to_score, open};
 use super::progress::{catch_interrupts, say};
-use super::{Common, inputs};
+use super::{Common, inputs, output};
 use crate::calibrate::calibrate;
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::{Page, table};
 use crate::scorers::{SCORERS, ScorerInfo};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A model file, or the folder that `train` wrote
-    model: PathBuf,
+    /// Model files, or folders that `train` wrote; of several models each gets a folder with its report in --out
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
     /// Normal data that the model was not trained on
     #[arg(long, value_name = "PATH")]
     reference: PathBuf,
@@ -21,9 +23,9 @@ pub struct Args {
     other: Vec<PathBuf>,
     #[command(flatten)]
     reading: inputs::Reading,
-    /// The background model of likelihood ratios
+    /// The background model of likelihood ratios; of several models one for all, or one for each in their order
     #[arg(long, value_name = "FILE")]
-    background: Option<PathBuf>,
+    background: Vec<PathBuf>,
     /// Only these scorers, or "all" [default: those that apply and cost no more than a forward pass]
     #[arg(long, value_name = "NAME")]
     scorer: Vec<String>,
@@ -45,8 +47,43 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         let message = format!("--alpha {}: expected a rate between 0 and 1", args.alpha);
         return Err(Error::new(ErrorKind::Usage, message));
     }
+    let backgrounds = args.background.len();
+    if backgrounds > 1 && backgrounds != args.models.len() {
+        let n = args.models.len();
+        let message = format!("{backgrounds} background models for {n} models; expected none, one, or {n}");
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
+    inputs::writable(&args.out)?;
+    args.cache.as_deref().map(inputs::writable).transpose()?;
+    let mut pages = Vec::new();
+    for (i, model) in args.models.iter().enumerate() {
+        let background = args.background.get(i).or(args.background.first());
+        pages.push(page(args, common, model, background.map(PathBuf::as_path))?);
+    }
+    if let [page] = &pages[..] {
+        return publish(common, page, &args.out);
+    }
+    for (i, page) in pages.iter().enumerate() {
+        let name = page.rows.first().map_or("", |row| row.model.as_str());
+        let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
+        let dir = args.out.join(format!("{}-{stem}", i + 1));
+        inputs::writable(&dir)?;
+        page.write_atomic(dir.join("report.html"))?;
+        say(common, format!("{}", dir.join("report.html").display()));
+    }
+    let rows: Vec<_> = pages.iter().flat_map(|page| page.rows.iter().cloned()).collect();
+    let results = output::json_lines(&rows)?;
+    crate::files::write_atomic(args.out.join("results.json"), results.as_bytes())?;
+    if common.json {
+        return output::print(&results);
+    }
+    pages.iter().try_for_each(|page| output::print(&format!("{}\n{}\n", page.title, table(&page.rows))))
+}
+
+/// Everything about one model.
+fn page(args: &Args, common: &Common, model: &Path, background: Option<&Path>) -> Result<Page> {
     let scorers = chosen(&args.scorer)?;
-    let mut judges = open(&args.model, args.background.as_deref())?;
+    let mut judges = open(model, background)?;
     judges.cache = args.cache.clone();
     let open = |path: &PathBuf| {
         let data = args.reading.open_for(path, &judges.model.meta)?;
@@ -61,8 +98,6 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         let message = format!("two data sets are called \"{}\": rename one of the files", twice[0]);
         return Err(Error::new(ErrorKind::Usage, message));
     }
-    inputs::writable(&args.out)?;
-    args.cache.as_deref().map(inputs::writable).transpose()?;
     let mut reference = know(&judges, common, reference, &needs(&scorers))?;
     let named = |info: &ScorerInfo| args.scorer.iter().any(|name| name == info.name);
     if let Some(refused) = scorers.iter().find(|info| named(info) && info.applies(&reference).is_err()) {
@@ -89,15 +124,15 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let meta = &judges.model.meta;
     page.title = format!("{} on {}", meta.preset, comparing.reference.data().name);
     page.settings = vec![
-        ("model file".into(), args.model.display().to_string()),
+        ("model file".into(), model.display().to_string()),
         ("model".into(), format!("{} ({})", meta.preset, meta.model)),
-        ("parameters".into(), super::output::thousands(judges.model.model.params().count())),
+        ("parameters".into(), output::thousands(judges.model.model.params().count())),
         (
             "trained on".into(),
             meta.data.as_ref().map_or(String::new(), |d| format!("{} x {}", d.examples, d.name)),
         ),
-        ("background".into(), args.background.as_ref().map_or("none".into(), |b| b.display().to_string())),
+        ("background".into(), background.map_or("none".into(), |b| b.display().to_string())),
         ("seed".into(), meta.seed.to_string()),
     ];
-    publish(common, &page, &args.out)
+    Ok(page)
 }

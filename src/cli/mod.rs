@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod sample;
 mod score;
+mod series;
 mod stream;
 mod train;
 
@@ -62,6 +63,10 @@ enum Command {
     Score(score::Args),
     /// Compare data sets under a trained model: table, results.json, report.html
     Eval(eval::Args),
+    /// Find the intervals of a time series that stand out, step by step, without looking ahead
+    Series(series::Args),
+    /// Score the streaming model on a folder of the Numenta Anomaly Benchmark
+    Nab(series::NabArgs),
     /// Draw samples from a trained model
     Sample(sample::Args),
     /// List models, scorers, sources or ops
@@ -100,6 +105,8 @@ fn run(Cli { common, command }: &Cli) -> Result<()> {
         Command::Train(args) => train::run(args, common),
         Command::Score(args) => score::run(args, common),
         Command::Eval(args) => eval::run(args, common),
+        Command::Series(args) => series::run(args, common),
+        Command::Nab(args) => series::nab(args, common),
         Command::Sample(args) => sample::run(args, common),
         Command::List(args) => list::run(args, common),
         Command::Info(args) => info::run(args, common),

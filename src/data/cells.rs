@@ -24,7 +24,7 @@ pub(super) fn truth(cell: &str) -> Option<bool> {
 
 /// Days since 1970-01-01 of an ISO 8601 date: `2014-07-01`, `2014/07/01`, with an optional time `00:30`, `00:30:15`
 /// or `00:30:15.25` behind `T` or a space, and an optional `Z` or `+02:00`.
-pub(super) fn date(cell: &str) -> Option<f64> {
+pub fn date(cell: &str) -> Option<f64> {
     let (day, rest) = (cell.get(..10)?, cell.get(10..)?);
     let separator = *day.as_bytes().get(4)?;
     if !matches!(separator, b'-' | b'/') || day.as_bytes()[7] != separator {

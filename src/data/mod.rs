@@ -23,6 +23,7 @@ pub mod prepare;
 mod schema;
 mod write;
 
+pub use cells::date;
 pub use csv::RowReader;
 pub use dataset::Dataset;
 pub use demo::{Demo, demo, demo_folder};
