@@ -76,8 +76,8 @@ pub fn pooling(sets: &[&Evidence], log_p: &dyn Fn(Dataset) -> Result<Vec<f64>>) 
     }
     Ok(Some(Figure {
         title: "Surprisal of the same images, pooled".into(),
-        intro: "Every image is averaged over squares and enlarged again; it shows less, and the model finds it more likely, \
-                although it has seen no such image."
+        intro: "Every image is averaged over squares and enlarged again. Where a curve falls, the model finds the poorer \
+                image more likely, although it has seen none like it."
             .into(),
         x: Axis { log: true, ..Axis::new("side of the squares, pixels") },
         y: Axis::new("mean bits per dimension"),
