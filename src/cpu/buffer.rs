@@ -1,16 +1,19 @@
 //! 64-byte aligned memory from a size-class pool.
 //!
 //! Training allocates the same sizes again and again; the pool hands the same memory back, warm in cache and
-//! without page faults. Memory is zeroed when it is first taken from the system, so every byte is initialised.
+//! without page faults. Large buffers ask for huge pages: matrix products walk through more 4-KiB pages than the
+//! processor remembers addresses for. Memory is zeroed when it is first taken from the system, so every byte is initialised.
 //! While [`guard`] is on, each buffer is poisoned with NaN patterns and followed by a canary that is checked
 //! when the buffer is dropped: an op that reads what it did not write, or writes past its end, is found.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const ALIGN: usize = 64;
+/// Buffers from this size on start at a multiple of it and ask for pages of this size.
+const HUGE_PAGE: usize = 2 << 20;
 const CANARY: u8 = 0xC5;
 const POISON: u8 = 0xFF;
 /// Free memory above this is given back to the system instead of being kept.
@@ -93,8 +96,12 @@ impl Buffer {
             None => {
                 let layout = Self::layout(class);
                 // SAFETY: the layout is not empty.
-                let raw = unsafe { alloc_zeroed(layout) };
-                NonNull::new(raw).unwrap_or_else(|| handle_alloc_error(layout))
+                let raw = unsafe { alloc(layout) };
+                let ptr = NonNull::new(raw).unwrap_or_else(|| handle_alloc_error(layout));
+                ask_for_huge_pages(ptr, layout);
+                // SAFETY: `bytes` bytes were just allocated.
+                unsafe { ptr.as_ptr().write_bytes(0, bytes) };
+                ptr
             }
         };
         let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -115,13 +122,26 @@ impl Buffer {
     }
 
     fn layout(class: usize) -> Layout {
-        Layout::from_size_align(class_bytes(class), ALIGN).expect("size classes fit an isize")
+        let bytes = class_bytes(class);
+        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGN };
+        Layout::from_size_align(bytes, align).expect("size classes fit an isize")
     }
 
     fn whole(&mut self) -> &mut [u8] {
         // SAFETY: the class size is what was allocated, all of it initialised, and `&mut self` is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), class_bytes(self.class)) }
     }
+}
+
+/// A hint that may be ignored; before the first touch, or the pages are small already.
+fn ask_for_huge_pages(ptr: NonNull<u8>, layout: Layout) {
+    #[cfg(target_os = "linux")]
+    if layout.align() == HUGE_PAGE {
+        // SAFETY: the range was just allocated, and the advice changes no content.
+        unsafe { libc::madvise(ptr.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (ptr, layout);
 }
 
 impl AsRef<[u8]> for Buffer {

@@ -14,12 +14,13 @@ use crate::tensor::Float;
 
 /// Multiply-adds below which a product stays on its thread.
 const SERIAL: usize = 1 << 19;
-/// Longest block of k: a panel of two vectors stays in the first-level cache.
-const KC: usize = 256;
+/// Longest block of k. A panel of two vectors is read once per tile: longer blocks save passes over C and are still
+/// fetched from the second-level cache faster than they are used.
+const KC: usize = 512;
 /// Rows of a task's block of A: it stays in the second-level cache.
 const MC: usize = 192;
 /// Columns of a task.
-const NC: usize = 1024;
+const NC: usize = 4096;
 
 /// C with what happens to it on the way: C = act(alpha A B + C? + bias + residual), gated.
 pub(crate) struct Out<'a, T> {
@@ -89,7 +90,7 @@ impl<'a, W: Word> Product<'a, W> {
     unsafe fn rows(&self, rights: &[Right<'_, W>], parallel: bool, out: &Out<'_, W::Acc>) {
         // Whole tiles of twelve rows, spread evenly over the blocks.
         let tiles = self.m.div_ceil(12);
-        let most = if parallel { (self.m / 8).clamp(48, MC) } else { MC };
+        let most = if parallel { (self.m / 16).clamp(48, MC) } else { MC };
         let blocks = self.m.div_ceil(most).min(tiles);
         let panels = rights[0].panels();
         let mut groups = self.n.div_ceil(NC);
@@ -123,6 +124,9 @@ impl<'a, W: Word> Product<'a, W> {
         let (word, acc) = (size_of::<W>(), size_of::<W::Acc>());
         let mut buffer = None;
         let simple = matches!(out.act, Act::None | Act::Relu);
+        let bare = out.alpha == 1.0
+            && out.act != Act::Relu
+            && [out.bias, out.residual, out.gate].iter().all(Option::is_none);
         for (kb, right) in rights.iter().enumerate() {
             let a = left(&self.a, (r0, rows), (right.k0, right.kc), rights.len() == 1, &mut buffer);
             let last = kb + 1 == rights.len();
@@ -153,6 +157,7 @@ impl<'a, W: Word> Product<'a, W> {
                             c: unsafe { out.c.0.add(corner) }.cast(),
                             c_row: out.ld * acc,
                             cols,
+                            plain: cols == vectors * kernels.lanes && (bare || !last && out.alpha == 1.0),
                             alpha: out.alpha,
                             accumulate: out.accumulate || kb > 0,
                             bias: aside(out.bias, last, col),

@@ -64,6 +64,8 @@ pub(crate) struct Tile {
     pub next_c: *const u8,
     /// Valid columns of the tile.
     pub cols: usize,
+    /// Nothing but the sum goes to C, and the columns are whole vectors.
+    pub plain: bool,
     pub alpha: f64,
     /// Add to C (after the first block of k, or beta = 1).
     pub accumulate: bool,
@@ -173,6 +175,20 @@ pub(super) unsafe fn tile<D: Dot, const MR: usize, const NV: usize>(t: &Tile) {
             });
             unroll!(6, MR.div_ceil(4), g, a[g] = a[g].add(t.a_step));
             b = b.add(t.b_step);
+        }
+        if t.plain {
+            unroll!(3, NV, j, {
+                let at = j * lanes * size_of::<Acc<D>>();
+                unroll!(24, MR, i, {
+                    let c = t.c.add(at + i * t.c_row).cast();
+                    let mut v = acc[i][j];
+                    if t.accumulate {
+                        v = D::L::add(v, D::L::load(c, lanes));
+                    }
+                    D::L::store(c, lanes, v);
+                });
+            });
+            return;
         }
         unroll!(3, NV, j, {
             let n = if j + 1 < NV { lanes } else { t.cols - (NV - 1) * lanes };
