@@ -10,7 +10,7 @@
 //! [`higher_order`] they run as their composite of primitives instead.
 
 use crate::ops;
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{Place, Tensor};
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ struct Node {
     op: &'static str,
     fused: bool,
     inputs: Vec<Option<Var>>,
-    outputs: Vec<(Shape, DType)>,
+    outputs: Vec<Place>,
     /// Unrecorded handles to the outputs that the backward closure declared it needs.
     saved: Mutex<Vec<Tensor>>,
     backward: Mutex<Option<BackwardFn>>,
@@ -61,7 +61,7 @@ impl Var {
 }
 
 impl Node {
-    fn new(op: &'static str, fused: bool, inputs: Vec<Option<Var>>, outputs: Vec<(Shape, DType)>) -> Self {
+    fn new(op: &'static str, fused: bool, inputs: Vec<Option<Var>>, outputs: Vec<Place>) -> Self {
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             op,
@@ -104,10 +104,7 @@ pub struct Back<'a> {
 impl Back<'_> {
     /// The gradient of output `i`; zeros when nothing depends on that output.
     pub fn grad(&self, i: usize) -> Tensor {
-        self.grads[i].clone().unwrap_or_else(|| {
-            let (shape, dtype) = self.node.outputs[i];
-            Tensor::zeros(shape, dtype)
-        })
+        self.grads[i].clone().unwrap_or_else(|| self.node.outputs[i].full(0.0))
     }
 
     /// The gradient of output `i`, if anything depends on it.
@@ -172,7 +169,7 @@ pub fn record<const N: usize>(
         return outputs;
     }
     let vars = inputs.iter().map(|t| t.var().cloned()).collect();
-    let kinds = outputs.iter().map(|t| (Shape::new(t.shape()), t.dtype())).collect();
+    let kinds = outputs.iter().map(Place::of).collect();
     let node = Node::new(recipe.op, recipe.fused, vars, kinds);
     if recipe.keep_outputs {
         *node.saved.lock().unwrap_or_else(|e| e.into_inner()) = outputs.iter().map(Tensor::detach).collect();
@@ -248,13 +245,9 @@ pub fn grad(
 #[track_caller]
 pub fn backward(loss: Tensor, wrt: &[&Tensor]) -> Vec<Tensor> {
     assert_eq!(loss.len(), 1, "backward: the loss has shape {:?}, expected one element", loss.shape());
-    let one = Tensor::ones(loss.shape(), loss.dtype());
+    let one = loss.ones_like();
     let grads = no_grad(|| traverse(&[&loss], &[&one], wrt, false, true));
-    grads
-        .into_iter()
-        .zip(wrt)
-        .map(|(g, w)| g.unwrap_or_else(|| Tensor::zeros(w.shape(), w.dtype())))
-        .collect()
+    grads.into_iter().zip(wrt).map(|(g, w)| g.unwrap_or_else(|| w.zeros_like())).collect()
 }
 
 #[track_caller]
@@ -330,10 +323,10 @@ fn traverse(
         assert_eq!(input_grads.len(), node.inputs.len(), "{}: one gradient per input", node.op);
         for (var, gradient) in node.inputs.iter().zip(input_grads) {
             if let (Some(var), Some(gradient)) = (var, gradient) {
-                if let Some((shape, dtype)) = var.node.outputs.get(var.output) {
+                if let Some(place) = var.node.outputs.get(var.output) {
                     assert_eq!(
                         (gradient.shape(), gradient.dtype()),
-                        (shape.as_slice(), *dtype),
+                        (place.shape.as_slice(), place.dtype),
                         "{}: gradient and input differ in shape or dtype",
                         node.op
                     );

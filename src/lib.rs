@@ -9,7 +9,7 @@
 //! ```
 //! Below the models lies the engine:
 //! ```text
-//! models/ -> nn/, bijections/, dist/, ode/ -> ops/ -> autograd, tensor/ -> cpu/
+//! models/ -> nn/, bijections/, dist/, ode/ -> ops/ -> autograd, tensor/ -> cpu/, cuda/
 //! ```
 //!
 //! ## Letters, units, signs
@@ -31,13 +31,14 @@
 //! | [`report`] | metrics, tables, the HTML report |
 //! | [`train`] | fitting, optimiser, schedule, EMA, checkpoints |
 //! | [`ops`] | one file per operation: formula, checks, composite, CPU code, gradient, cases |
-//! | [`autograd`], [`tensor`], [`cpu`] | the engine |
+//! | [`autograd`], [`tensor`], [`cpu`], [`cuda`] | the engine |
 
 pub mod autograd;
 pub mod bijections;
 pub mod calibrate;
 pub mod cli;
 pub mod cpu;
+pub mod cuda;
 pub mod data;
 pub mod dist;
 pub mod error;
@@ -55,5 +56,6 @@ pub mod tensor;
 pub mod testing;
 pub mod train;
 
+pub use cuda::Device;
 pub use error::{Error, ErrorKind, Result};
 pub use tensor::{DType, Tensor};

@@ -123,14 +123,16 @@ pub fn cast_inputs(inputs: &[Tensor], dtype: DType) -> Vec<Tensor> {
 }
 
 /// Outputs of `f` and the gradients of a fixed random projection of them (none when `order` is 0), with the
-/// floating-point inputs in `dtype`.
+/// floating-point inputs in `dtype`, on the device of [`crate::Device::run`].
 pub fn outputs_and_grads(
     inputs: &[Tensor],
     order: u8,
     f: &CaseFn,
     dtype: DType,
 ) -> (Vec<Tensor>, Vec<Tensor>) {
-    let lift = |t: &Tensor| if t.dtype() == DType::F64 { t.cast(dtype).requires_grad() } else { t.clone() };
+    let lift = |t: &Tensor| {
+        if t.dtype() == DType::F64 { t.cast(dtype).placed().requires_grad() } else { t.clone().placed() }
+    };
     let inputs: Vec<Tensor> = inputs.iter().map(lift).collect();
     let outputs = f(&inputs);
     let kept = outputs.iter().map(Tensor::detach).collect();
@@ -143,8 +145,7 @@ pub fn outputs_and_grads(
     let (outputs, weights): (Vec<&Tensor>, Vec<&Tensor>) =
         (outputs.iter().collect(), weights.iter().collect());
     let grads = autograd::grad(&outputs, &weights, &wrt, false);
-    let or_zeros =
-        |(g, w): (Option<Tensor>, &&Tensor)| g.unwrap_or_else(|| Tensor::zeros(w.shape(), w.dtype()));
+    let or_zeros = |(g, w): (Option<Tensor>, &&Tensor)| g.unwrap_or_else(|| w.zeros_like());
     (kept, grads.into_iter().zip(&wrt).map(or_zeros).collect())
 }
 

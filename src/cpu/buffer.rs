@@ -30,7 +30,7 @@ struct FreeBlock(NonNull<u8>);
 unsafe impl Send for FreeBlock {}
 
 /// Four classes per power of two: at most a quarter of a buffer is slack.
-fn class_of(bytes: usize) -> usize {
+pub(crate) fn class_of(bytes: usize) -> usize {
     let n = bytes.max(ALIGN).div_ceil(ALIGN);
     if n <= 4 {
         return n - 1;
@@ -40,7 +40,7 @@ fn class_of(bytes: usize) -> usize {
     4 + (top - 2) * 4 + quarter
 }
 
-fn class_bytes(class: usize) -> usize {
+pub(crate) fn class_bytes(class: usize) -> usize {
     if class < 4 {
         return (class + 1) * ALIGN;
     }

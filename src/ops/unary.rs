@@ -5,6 +5,7 @@
 use super::{Case, OpInfo, cast::cast, normal};
 use crate::autograd::{self, Back, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{Gpu, Grid, Kernels};
 use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -14,6 +15,38 @@ pub const OP: OpInfo = OpInfo {
     summary: "elementwise neg, exp, ln, sqrt, recip, abs, square, tanh, sigmoid, softplus, relu, sign, floor, affine, clamp",
     cases,
 };
+
+const KERNELS: Kernels = Kernels::new("unary", ["unary_f32", "unary_bf16", "unary_f16"]);
+
+/// The functions in the order of `kernels/unary.cu`.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+enum Function {
+    neg,
+    exp,
+    ln,
+    sqrt,
+    recip,
+    abs,
+    square,
+    tanh,
+    sigmoid,
+    softplus,
+    relu,
+    sign,
+    step,
+    floor,
+    affine,
+    clamp,
+}
+
+/// f(x) on a device, with the two constants that `affine` and `clamp` take.
+fn launch(gpu: Gpu, f: Function, x: &Tensor, [a, b]: [f64; 2]) -> Tensor {
+    let y = gpu.empty(x.shape(), x.dtype());
+    let (n, f, a, b) = (x.len() as i64, f as i32, a as f32, b as f32);
+    gpu.launch(KERNELS.of(x.dtype()), Grid::packs(x.len(), x.dtype()), &[&y, x, &n, &f, &a, &b]);
+    y.finish()
+}
 
 /// f of an unrecorded tensor, the half types through f32.
 #[track_caller]
@@ -58,7 +91,10 @@ macro_rules! unary {
                 let f: fn(F) -> F = $f;
                 f(x)
             }
-            let y = widened(x, |x| with_arithmetic!(x.dtype(), T => map::<T>(x, |x| f(x))));
+            let y = match x.gpu() {
+                Some(gpu) => launch(gpu, Function::$name, x, [0.0; 2]),
+                None => widened(x, |x| with_arithmetic!(x.dtype(), T => map::<T>(x, |x| f(x)))),
+            };
             let saved = x.clone();
             let grad: fn(&Back, &Tensor) -> Tensor = $grad;
             let [y] = record($recipe, &[x], [y], move |back| vec![Some(grad(back, &saved))]);
@@ -119,16 +155,16 @@ unary!(
     sign, |x| {
         let (zero, one) = (F::from_f64(0.0), F::from_f64(1.0));
         if x > zero { one } else if x < zero { -one } else { zero }
-    }, |_, x| Tensor::zeros(x.shape(), x.dtype())
+    }, |_, x| x.zeros_like()
 );
 unary!(
     /// 1 where x > 0, else 0; derivative 0.
     step, |x| if x > F::from_f64(0.0) { F::from_f64(1.0) } else { F::from_f64(0.0) },
-    |_, x| Tensor::zeros(x.shape(), x.dtype())
+    |_, x| x.zeros_like()
 );
 unary!(
     /// The largest integer not above x; derivative 0.
-    floor, |x| F::from_f64(x.to_f64().floor()), |_, x| Tensor::zeros(x.shape(), x.dtype())
+    floor, |x| F::from_f64(x.to_f64().floor()), |_, x| x.zeros_like()
 );
 
 /// [`relu`] for consumers that all zero the gradient where this is 0 (`ConvSpec::gates_input`): its own backward is
@@ -145,12 +181,15 @@ pub(crate) fn gated_relu(x: &Tensor) -> Tensor {
 /// `mul` · x + `add`.
 #[track_caller]
 pub fn affine(x: &Tensor, mul: f64, add: f64) -> Tensor {
-    let y = widened(x, |x| {
-        with_arithmetic!(x.dtype(), T => {
-            let (m, a) = (T::from_f64(mul), T::from_f64(add));
-            map::<T>(x, move |x| Float::mul_add(x, m, a))
-        })
-    });
+    let y = match x.gpu() {
+        Some(gpu) => launch(gpu, Function::affine, x, [mul, add]),
+        None => widened(x, |x| {
+            with_arithmetic!(x.dtype(), T => {
+                let (m, a) = (T::from_f64(mul), T::from_f64(add));
+                map::<T>(x, move |x| Float::mul_add(x, m, a))
+            })
+        }),
+    };
     let [y] =
         record(Recipe::primitive("affine"), &[x], [y], move |b| vec![Some(affine(&b.grad(0), mul, 0.0))]);
     y
@@ -159,12 +198,15 @@ pub fn affine(x: &Tensor, mul: f64, add: f64) -> Tensor {
 /// min(max(x, `low`), `high`); the derivative is 1 strictly inside and 0 elsewhere.
 #[track_caller]
 pub fn clamp(x: &Tensor, low: f64, high: f64) -> Tensor {
-    let y = widened(x, |x| {
-        with_arithmetic!(x.dtype(), T => {
-            let (lo, hi) = (T::from_f64(low), T::from_f64(high));
-            map::<T>(x, move |x| if x < lo { lo } else if x > hi { hi } else { x })
-        })
-    });
+    let y = match x.gpu() {
+        Some(gpu) => launch(gpu, Function::clamp, x, [low, high]),
+        None => widened(x, |x| {
+            with_arithmetic!(x.dtype(), T => {
+                let (lo, hi) = (T::from_f64(low), T::from_f64(high));
+                map::<T>(x, move |x| if x < lo { lo } else if x > hi { hi } else { x })
+            })
+        }),
+    };
     let saved = x.clone();
     let [y] = record(Recipe::primitive("clamp"), &[x], [y], move |b| {
         let inside = &step(&affine(&saved, 1.0, -low)) * &step(&affine(&saved, -1.0, high));

@@ -199,7 +199,7 @@ impl Philox {
     fn tensor<T: Plain>(shape: Shape, fill: impl FnOnce(&mut [T])) -> Tensor {
         let mut out = NewTensor::<T>::new(shape);
         fill(out.as_mut());
-        out.finish()
+        out.finish().placed()
     }
 
     /// Uniform values in [0, 1).

@@ -10,14 +10,24 @@ pub use elem::{DType, Elem, Float, Plain};
 pub(crate) use elem::{with_arithmetic, with_float, with_plain};
 pub use shape::{MAX_RANK, Shape};
 
-use crate::autograd::Var;
+use crate::autograd::{Recipe, Var, record};
 use crate::cpu::buffer::Buffer;
+use crate::cuda::{Device, Gpu, Held, Output};
+use crate::error::Result;
+use std::borrow::Cow;
 use std::sync::Arc;
+
+/// Where the elements are. Without device features the second variant has no values and takes no room.
+#[derive(Clone)]
+enum Storage {
+    Host(Arc<Buffer>),
+    Device(Held),
+}
 
 /// An n-dimensional array, possibly recorded for differentiation.
 #[derive(Clone)]
 pub struct Tensor {
-    data: Arc<Buffer>,
+    data: Storage,
     shape: Shape,
     dtype: DType,
     var: Option<Var>,
@@ -39,14 +49,14 @@ impl Tensor {
             out.shape
         );
         out.as_mut().copy_from_slice(values);
-        out.finish()
+        out.finish().placed()
     }
 
     /// A tensor whose elements are `f(0), f(1), ...` in row-major order.
     pub fn from_fn<T: Plain>(shape: impl Into<Shape>, mut f: impl FnMut(usize) -> T) -> Self {
         let mut out = NewTensor::<T>::new(shape.into());
         out.as_mut().iter_mut().enumerate().for_each(|(i, x)| *x = f(i));
-        out.finish()
+        out.finish().placed()
     }
 
     /// A tensor filled with `value`, converted to `dtype`.
@@ -55,8 +65,18 @@ impl Tensor {
         with_plain!(dtype, T => {
             let mut out = NewTensor::<T>::new(shape);
             out.as_mut().fill(<T as Plain>::from_f64(value));
-            out.finish()
+            out.finish().placed()
         })
+    }
+
+    /// A tensor of zeros with this tensor's shape, dtype and device.
+    pub fn zeros_like(&self) -> Self {
+        Place::of(self).full(0.0)
+    }
+
+    /// A tensor of ones with this tensor's shape, dtype and device.
+    pub fn ones_like(&self) -> Self {
+        Place::of(self).full(1.0)
     }
 
     /// A tensor of zeros.
@@ -111,19 +131,98 @@ impl Tensor {
         self.dtype
     }
 
+    /// The device that holds the elements.
+    pub fn device(&self) -> Device {
+        self.gpu().map_or(Device::Cpu, Gpu::device)
+    }
+
+    pub(crate) fn gpu(&self) -> Option<Gpu> {
+        self.held().map(Held::gpu)
+    }
+
+    pub(crate) fn held(&self) -> Option<&Held> {
+        match &self.data {
+            Storage::Host(_) => None,
+            Storage::Device(held) => Some(held),
+        }
+    }
+
+    pub(crate) fn on_device(held: Held, shape: Shape, dtype: DType) -> Self {
+        Self { data: Storage::Device(held), shape, dtype, var: None }
+    }
+
+    /// The same values on `device`, recorded.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Device`] when the device cannot be opened.
+    pub fn to(&self, device: Device) -> Result<Self> {
+        let (from, to) = (self.gpu(), Gpu::open(device)?);
+        if self.device() == device {
+            return Ok(self.clone());
+        }
+        let [y] = record(Recipe::primitive("to"), &[self], [self.moved(to)], move |b| {
+            vec![Some(b.grad(0).moved(from))]
+        });
+        Ok(y)
+    }
+
+    /// A copy in the memory of `to`, unrecorded.
+    pub(crate) fn moved(&self, to: Option<Gpu>) -> Self {
+        let bytes = self.bytes();
+        let data = match to {
+            Some(gpu) => Storage::Device(gpu.upload(&bytes)),
+            None => {
+                let mut data = Buffer::uninit(bytes.len());
+                data.as_mut().copy_from_slice(&bytes);
+                Storage::Host(Arc::new(data))
+            }
+        };
+        Self { data, var: None, ..*self }
+    }
+
+    /// On the device that this thread makes new tensors on (see [`Device::run`]).
+    pub(crate) fn placed(self) -> Self {
+        match Gpu::current() {
+            Some(gpu) => self.moved(Some(gpu)),
+            None => self,
+        }
+    }
+
+    /// The bytes, brought to the host where they are not.
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        match &self.data {
+            Storage::Host(buffer) => Cow::Borrowed((**buffer).as_ref()),
+            Storage::Device(held) => Cow::Owned(held.download()),
+        }
+    }
+
+    #[track_caller]
+    fn host(&self, op: &str) -> &Buffer {
+        match &self.data {
+            Storage::Host(buffer) => buffer,
+            Storage::Device(held) => {
+                panic!("{op}: the tensor is on {}; `to(Device::Cpu)` brings it here", held.gpu().device())
+            }
+        }
+    }
+
     /// The elements in row-major order.
     ///
     /// # Panics
-    /// When `T` is not the tensor's dtype.
+    /// When `T` is not the tensor's dtype, or the tensor is not on the CPU.
     #[track_caller]
     pub fn as_slice<T: Plain>(&self) -> &[T] {
         assert_eq!(T::DTYPE, self.dtype, "as_slice: the tensor is {:?}", self.dtype);
-        bytemuck::cast_slice((*self.data).as_ref())
+        bytemuck::cast_slice(self.host("as_slice").as_ref())
     }
 
     /// The elements as raw little-endian bytes.
+    ///
+    /// # Panics
+    /// When the tensor is not on the CPU.
+    #[track_caller]
     pub fn as_bytes(&self) -> &[u8] {
-        (*self.data).as_ref()
+        self.host("as_bytes").as_ref()
     }
 
     /// A tensor from raw native-endian bytes.
@@ -141,38 +240,53 @@ impl Tensor {
         );
         let mut data = Buffer::uninit(bytes.len());
         data.as_mut().copy_from_slice(bytes);
-        Self { data: Arc::new(data), shape, dtype, var: None }
+        Self { data: Storage::Host(Arc::new(data)), shape, dtype, var: None }.placed()
     }
 
-    /// All elements converted to `f64`.
+    /// All elements converted to `f64`; waits for the device that holds them.
     pub fn to_f64_vec(&self) -> Vec<f64> {
-        with_plain!(self.dtype, T => self.as_slice::<T>().iter().map(|&x| x.to_f64()).collect())
+        let bytes = self.bytes();
+        with_plain!(self.dtype, T => bytemuck::pod_collect_to_vec::<u8, T>(&bytes).into_iter().map(T::to_f64).collect())
     }
 
-    /// The single element as `f64`.
+    /// The single element as `f64`; waits for the device that holds it.
     ///
     /// # Panics
     /// When the tensor has more or less than one element.
     #[track_caller]
     pub fn item(&self) -> f64 {
         assert_eq!(self.len(), 1, "item: the tensor has shape {:?}", self.shape);
-        with_plain!(self.dtype, T => self.as_slice::<T>()[0].to_f64())
+        self.to_f64_vec()[0]
     }
 
     /// Mutable elements; copies first when the memory is shared. Not recorded: for leaves and buffers only.
     ///
     /// # Panics
-    /// When `T` is not the tensor's dtype.
+    /// When `T` is not the tensor's dtype, or the tensor is not on the CPU.
     #[track_caller]
     pub fn make_mut<T: Plain>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.dtype, "make_mut: the tensor is {:?}", self.dtype);
-        if Arc::get_mut(&mut self.data).is_none() {
-            let mut copy = Buffer::uninit(self.as_bytes().len());
-            copy.as_mut().copy_from_slice(self.as_bytes());
-            self.data = Arc::new(copy);
+        self.host("make_mut");
+        let Storage::Host(data) = &mut self.data else { unreachable!("`host` checked it") };
+        if Arc::get_mut(data).is_none() {
+            let mut copy = Buffer::uninit((**data).as_ref().len());
+            copy.as_mut().copy_from_slice((**data).as_ref());
+            *data = Arc::new(copy);
         }
-        let buffer = Arc::get_mut(&mut self.data).expect("the memory was just made unique");
-        bytemuck::cast_slice_mut(buffer.as_mut())
+        bytemuck::cast_slice_mut(Arc::get_mut(data).expect("the memory was just made unique").as_mut())
+    }
+
+    /// The memory of a device tensor for a kernel that changes it in place; copied first when it is shared.
+    ///
+    /// # Panics
+    /// When the tensor is on the CPU.
+    #[track_caller]
+    #[allow(dead_code)]
+    pub(crate) fn reopen(self) -> Output {
+        match self.data {
+            Storage::Device(held) => Output::reopened(held, self.shape, self.dtype),
+            Storage::Host(_) => panic!("reopen: the tensor is on the CPU"),
+        }
     }
 
     /// The same memory under another shape of equal length, unrecorded; the recorded op is `reshape`.
@@ -200,6 +314,30 @@ impl Tensor {
     pub(crate) fn with_var(mut self, var: Option<Var>) -> Self {
         self.var = var;
         self
+    }
+}
+
+/// Shape, dtype and device: what it takes to make another tensor like one.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) shape: Shape,
+    pub(crate) dtype: DType,
+    gpu: Option<Gpu>,
+}
+
+impl Place {
+    pub(crate) fn of(t: &Tensor) -> Self {
+        Self { shape: t.shape, dtype: t.dtype, gpu: t.gpu() }
+    }
+
+    /// A tensor filled with `value`.
+    pub(crate) fn full(self, value: f64) -> Tensor {
+        with_plain!(self.dtype, T => {
+            let mut out = NewTensor::<T>::new(self.shape);
+            out.as_mut().fill(<T as Plain>::from_f64(value));
+            let host = out.finish();
+            if self.gpu.is_some() { host.moved(self.gpu) } else { host }
+        })
     }
 }
 
@@ -243,7 +381,7 @@ impl<T: Plain> NewTensor<T> {
 
     /// The finished tensor, unrecorded.
     pub fn finish(self) -> Tensor {
-        Tensor { data: Arc::new(self.data), shape: self.shape, dtype: T::DTYPE, var: None }
+        Tensor { data: Storage::Host(Arc::new(self.data)), shape: self.shape, dtype: T::DTYPE, var: None }
     }
 }
 

@@ -1,0 +1,398 @@
+#include "cuda_cpu.h"
+#include <sys/mman.h>
+#include <mutex>
+#include <vector>
+#ifndef __has_feature
+#define __has_feature(x) 0  // gcc 12
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define EMULATOR_ASAN 1
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#ifdef EMULATOR_TSAN  // this file itself is compiled without -fsanitize=thread: only kernels are watched
+extern "C" {
+void* __tsan_create_fiber(unsigned);
+void __tsan_destroy_fiber(void*);
+void __tsan_switch_to_fiber(void*, unsigned);
+void* __tsan_get_current_fiber();
+void __tsan_acquire(void*);
+void __tsan_release(void*);
+}
+#endif
+namespace cuda_cpu {
+Ctx g;
+static Kernel* kernels;
+void register_kernel(Kernel* k) {
+    k->next = kernels;
+    kernels = k;
+}
+
+#if defined(__x86_64__)
+extern "C" void cuda_cpu_switch(void** from, void* to);
+asm(R"(
+.text
+.globl cuda_cpu_switch
+.type cuda_cpu_switch,@function
+cuda_cpu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size cuda_cpu_switch,.-cuda_cpu_switch
+)");
+#elif defined(__aarch64__)
+extern "C" void cuda_cpu_switch(void** from, void* to);
+asm(R"(
+.text
+.globl cuda_cpu_switch
+cuda_cpu_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+)");
+#else
+#error "add a context switch (or ucontext) for this processor"
+#endif
+
+constexpr size_t STACK = 256 * 1024, PAGE = 4096, MAXT = 1024;
+static char* stacks;
+static Fiber* fibers;
+static void* sched_sp;
+[[maybe_unused]] static void* sched_fake;
+[[maybe_unused]] static const void* sched_bottom;
+[[maybe_unused]] static size_t sched_size;
+[[maybe_unused]] static void* sched_tsan;
+static unsigned nthreads, alive, at_barrier;
+static int bar_count, bar_mode, bar_result[2];
+static unsigned bar_gen;
+static const char* bar_where;
+static std::vector<unsigned char> dyn;
+static unsigned char* dyn_ptr;
+static Call call;
+static void** call_args;
+static std::string error;
+static std::mutex lock;
+static unsigned warp_gen[32];
+static uint32_t warp_wait[32], warp_done[32];
+[[maybe_unused]] static int block_var[2], warp_var[32][2], launch_var, done_var;  // TSan: block barrier
+
+void* dyn_shared() { return dyn_ptr; }
+static char* stack_of(unsigned i) { return stacks + (size_t)i * STACK; }
+
+static void to_sched(bool dying) {
+    Fiber* f = g.cur;
+#ifdef EMULATOR_ASAN
+    __sanitizer_start_switch_fiber(dying ? nullptr : &f->fake, sched_bottom, sched_size);
+#endif
+#ifdef EMULATOR_TSAN
+    __tsan_switch_to_fiber(sched_tsan, 1);
+#endif
+    (void)dying;
+    cuda_cpu_switch(&f->sp, sched_sp);
+#ifdef EMULATOR_ASAN
+    __sanitizer_finish_switch_fiber(f->fake, nullptr, nullptr);
+#endif
+}
+static void run(Fiber* f) {
+    g.cur = f;
+#ifdef EMULATOR_ASAN
+    __sanitizer_start_switch_fiber(&sched_fake, stack_of(f->lin) + PAGE, STACK - PAGE);
+#endif
+#ifdef EMULATOR_TSAN
+    __tsan_switch_to_fiber(f->tsan, 1);
+#endif
+    cuda_cpu_switch(&sched_sp, f->sp);
+#ifdef EMULATOR_ASAN
+    __sanitizer_finish_switch_fiber(sched_fake, nullptr, nullptr);
+#endif
+}
+static void __attribute__((noreturn)) entry() {
+#ifdef EMULATOR_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, &sched_bottom, &sched_size);
+#endif
+#ifdef EMULATOR_TSAN
+    __tsan_acquire(&launch_var);
+#endif
+    call(call_args);
+#ifdef EMULATOR_TSAN
+    __tsan_release(&done_var);
+#endif
+    g.cur->state = Done;
+    --alive;
+    warp_done[g.cur->lin / 32] |= 1u << (g.cur->lin & 31);
+    to_sched(true);
+    abort();
+}
+void fail(const std::string& why) {
+    Fiber* f = g.cur;
+    char b[160];
+    snprintf(b, sizeof b, " [block (%u,%u,%u) thread (%u,%u,%u)]", g.bid.x, g.bid.y, g.bid.z, f->tid.x,
+             f->tid.y, f->tid.z);
+    if (error.empty()) error = why + b;
+    to_sched(true);
+    abort();
+}
+int block_barrier(int pred, int mode, const char* where) {
+    if (at_barrier == 0) {
+        bar_mode = mode;
+        bar_where = where;
+        bar_count = 0;
+    } else if (bar_mode != mode || strcmp(bar_where, where))
+        fail(std::string("threads of one block wait at different barriers: ") + bar_where + " and " + where);
+    bar_count += pred;
+    unsigned gen = bar_gen;
+#ifdef EMULATOR_TSAN
+    __tsan_release(&block_var[gen & 1]);  // by generation: a fast thread already at the next barrier must not
+                                          // order a slow one
+#endif
+    if (++at_barrier == nthreads) {
+        bar_result[gen & 1] = mode == 2 ? bar_count == (int)nthreads : mode == 3 ? bar_count > 0 : bar_count;
+        at_barrier = 0;
+        ++bar_gen;
+        for (unsigned i = 0; i < nthreads; ++i)
+            if (fibers[i].state == WaitBlock) fibers[i].state = Ready;
+    } else {
+        g.cur->state = WaitBlock;
+        g.cur->where = where;
+        to_sched(false);
+    }
+#ifdef EMULATOR_TSAN
+    __tsan_acquire(&block_var[gen & 1]);
+#endif
+    return bar_result[gen & 1];
+}
+void warp_collective(uint32_t mask, int op, Combine f, const char* where) {
+    Fiber* me = g.cur;
+    unsigned base = me->lin & ~31u, l = me->lin & 31;
+    uint32_t exist = nthreads - base >= 32 ? 0xffffffffu : (1u << (nthreads - base)) - 1;
+    if (!(mask >> l & 1)) fail(std::string("the calling lane is not in its own mask at ") + where);
+    if (mask == 0xffffffffu) mask = exist;  // a partial last warp: its missing lanes do not exist
+    if (mask & ~exist) fail(std::string("the mask names lanes that do not exist at ") + where);
+    me->mask = mask;
+    me->op = op;
+    me->where = where;
+    me->state = WaitWarp;
+    [[maybe_unused]] unsigned wgen = warp_gen[base / 32];
+    uint32_t& waiting = warp_wait[base / 32];
+    waiting |= 1u << l;
+    bool all = (waiting & mask) == mask;
+    if (uint32_t gone = warp_done[base / 32] & mask)
+        fail(std::string("lane ") + std::to_string(__builtin_ctz(gone)) +
+             " named by the mask has exited, at " + where);
+    for (int i = 0; i < 32 && all; ++i)
+        if (mask >> i & 1) {
+            Fiber& o = fibers[base + i];
+            if (o.mask != mask) all = false;
+            else if (o.op != op)
+                fail(std::string("lanes of one warp meet in different collectives: ") + o.where + " and " +
+                     where);
+        }
+#ifdef EMULATOR_TSAN
+    __tsan_release(&warp_var[base / 32][wgen & 1]);
+#endif
+    if (all) {
+        Fiber* lanes[32];
+        for (int i = 0; i < 32; ++i) lanes[i] = exist >> i & 1 ? &fibers[base + i] : nullptr;
+        f(lanes, mask);
+        ++warp_gen[base / 32];
+        waiting &= ~mask;
+        for (int i = 0; i < 32; ++i)
+            if (mask >> i & 1) fibers[base + i].state = Ready;
+    } else to_sched(false);
+#ifdef EMULATOR_TSAN
+    __tsan_acquire(&warp_var[base / 32][wgen & 1]);
+#endif
+}
+static void setup(unsigned i) {
+    char* s = stack_of(i);
+#ifdef EMULATOR_ASAN
+    __asan_unpoison_memory_region(s + PAGE, STACK - PAGE);
+#endif
+    void** top = reinterpret_cast<void**>(
+        s + STACK - 64 - (i * 37 % 128) * 64);  // coloured: equal offsets would share one cache set
+#if defined(__x86_64__)
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(&entry);
+    for (int k = 0; k < 6; ++k) *--top = nullptr;
+#else
+    top -= 20;
+    memset(top, 0, 160);
+    top[11] = reinterpret_cast<void*>(&entry);
+#endif
+    Fiber& f = fibers[i];
+    f.sp = top;
+    f.lin = i;
+    f.state = Ready;
+    f.fake = nullptr;
+    f.tid = {i % g.block.x, i / g.block.x % g.block.y, i / (g.block.x * g.block.y)};
+}
+static uint64_t mix(uint64_t x) {
+    x += 0x9E3779B97F4A7C15ull;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBull;
+    return x ^ x >> 31;
+}
+static bool block(uint64_t order) {
+    alive = nthreads;
+    at_barrier = 0;
+    memset(warp_wait, 0, sizeof warp_wait);
+    memset(warp_done, 0, sizeof warp_done);
+    if (dyn_ptr) memset(dyn_ptr, 0xA5, dyn.size() - 128);  // shared memory starts undefined
+    static unsigned perm[MAXT];
+    for (unsigned i = 0; i < nthreads; ++i) {
+        setup(i);
+        perm[i] = order == 1 ? nthreads - 1 - i : i;
+    }
+    if (order > 1)
+        for (unsigned i = nthreads - 1; i > 0; --i)
+            std::swap(perm[i], perm[mix(order ^ i ^ (uint64_t)g.bid.x << 32) % (i + 1)]);
+#ifdef EMULATOR_TSAN
+    for (unsigned i = 0; i < nthreads; ++i) fibers[i].tsan = __tsan_create_fiber(0);
+#endif
+#ifdef EMULATOR_TSAN
+    __tsan_release(&launch_var);  // what the host and the blocks before this one did is visible (their static
+                                  // shared memory is reused)
+#endif
+    bool ok = true;
+    while (alive && ok) {
+        bool ran = false;
+        for (unsigned j = 0; j < nthreads; ++j) {
+            Fiber& f = fibers[perm[j]];
+            if (f.state == Ready) {
+                ran = true;
+                run(&f);
+                if (!error.empty()) {
+                    ok = false;
+                    break;
+                }
+            }
+        }
+        if (!ran && alive) {
+            unsigned nb = 0, nw = 0;
+            const char *wb = "", *ww = "";
+            for (unsigned i = 0; i < nthreads; ++i) {
+                if (fibers[i].state == WaitBlock) {
+                    ++nb;
+                    wb = fibers[i].where;
+                }
+                if (fibers[i].state == WaitWarp) {
+                    ++nw;
+                    ww = fibers[i].where;
+                }
+            }
+            char b[400];
+            snprintf(b, sizeof b,
+                     "deadlock in block (%u,%u,%u): %u threads wait at the block barrier %s, %u in a warp "
+                     "collective %s, %u have exited",
+                     g.bid.x, g.bid.y, g.bid.z, nb, wb, nw, ww, nthreads - alive);
+            error = b;
+            ok = false;
+        }
+    }
+#ifdef EMULATOR_TSAN
+    __tsan_acquire(&done_var);
+    for (unsigned i = 0; i < nthreads; ++i) __tsan_destroy_fiber(fibers[i].tsan);
+#endif
+    return ok;
+}
+}  // namespace cuda_cpu
+// The arguments are those of cuLaunchKernel and what the caller takes their kinds for ("f32*, const f32*,
+// i64"). order: 0 forward, 1 backward, else a seed (to show races). Returns 0, or 1 with a message in err.
+extern "C" int surprisal_emulator_launch(const char* name, const char* kinds, const unsigned* grid,
+                                         const unsigned* blk, unsigned shmem, void** args, uint64_t order,
+                                         char* err, size_t errlen) {
+    using namespace cuda_cpu;
+    std::lock_guard<std::mutex> guard(lock);
+    auto no = [&](const std::string& s) {
+        snprintf(err, errlen, "%s: %s", name, s.c_str());
+        return 1;
+    };
+    Kernel* k = kernels;
+    while (k && strcmp(k->name, name)) k = k->next;
+    if (!k) return no("no such kernel");
+    if (k->signature() != kinds) return no("takes (" + k->signature() + "), was given (" + kinds + ")");
+    uint64_t n = (uint64_t)blk[0] * blk[1] * blk[2];
+    if (n == 0 || n > MAXT || !grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535 ||
+        blk[2] > 64)
+        return no("invalid launch configuration");
+    if (shmem > 227 * 1024) return no("more dynamic shared memory than sm_90 has");
+    if (!stacks) {
+        stacks = (char*)mmap(nullptr, STACK * MAXT, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (stacks == MAP_FAILED) {
+            stacks = nullptr;
+            return no("no memory for the stacks");
+        }
+        for (unsigned i = 0; i < MAXT; ++i) mprotect(stack_of(i), PAGE, PROT_NONE);
+        fibers = (Fiber*)calloc(MAXT, sizeof(Fiber));
+    }
+    g.grid = dim3(grid[0], grid[1], grid[2]);
+    g.block = dim3(blk[0], blk[1], blk[2]);
+    nthreads = (unsigned)n;
+    call = k->call;
+    call_args = args;
+    error.clear();
+    dyn.assign(shmem + 128, 0);
+    dyn_ptr = nullptr;
+    if (shmem) dyn_ptr = (unsigned char*)(((uintptr_t)dyn.data() + 127) & ~(uintptr_t)127);
+#ifdef EMULATOR_TSAN
+    sched_tsan = __tsan_get_current_fiber();
+#endif
+#ifdef EMULATOR_ASAN
+    dyn_ptr = shmem ? (unsigned char*)aligned_alloc(128, (shmem + 127) / 128 * 128)
+                    : nullptr;  // its own allocation: exact bounds
+    if (dyn_ptr) {
+        dyn.resize(shmem + 128);
+        __asan_poison_memory_region(dyn_ptr + shmem, (shmem + 127) / 128 * 128 - shmem);
+    }
+#endif
+    bool ok = true;
+    for (unsigned z = 0; z < grid[2] && ok; ++z)
+        for (unsigned y = 0; y < grid[1] && ok; ++y)
+            for (unsigned x = 0; x < grid[0] && ok; ++x) {
+                g.bid = {x, y, z};
+                ok = block(order);
+            }
+#ifdef EMULATOR_ASAN
+    if (dyn_ptr) {
+        __asan_unpoison_memory_region(dyn_ptr, (shmem + 127) / 128 * 128);
+        free(dyn_ptr);
+    }
+#endif
+    return ok ? 0 : no(error);
+}

@@ -1,0 +1,132 @@
+//! The CUDA kernels on the CPU: every CUDA thread is a fiber, blocks run one after the other, a launch is over when it
+//! returns. Deterministic, a few million threads per second. See `kernels/emulator/cuda_cpu.h`.
+//!
+//! New memory holds NaN patterns and ends in a canary; launches check their arguments against the kernel's
+//! parameters; barriers and warp collectives that threads do not reach together are errors with file and line.
+
+use super::{Arg, Backend, Grid, Kernel};
+use std::alloc::{Layout, alloc, dealloc};
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+
+unsafe extern "C" {
+    fn surprisal_emulator_launch(
+        name: *const c_char,
+        kinds: *const c_char,
+        grid: *const c_uint,
+        block: *const c_uint,
+        shared: c_uint,
+        args: *mut *mut c_void,
+        order: u64,
+        message: *mut c_char,
+        message_len: usize,
+    ) -> c_int;
+}
+
+/// The order in which the threads of a block run between two barriers. No result may depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// By number.
+    Forward,
+    /// From the last to the first.
+    Backward,
+    /// A random order drawn from this seed.
+    Seed(u64),
+}
+
+thread_local! {
+    static ORDER: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Sets the order for this thread's launches from now on.
+pub fn set_order(order: Order) {
+    let code = match order {
+        Order::Forward => 0,
+        Order::Backward => 1,
+        Order::Seed(seed) => seed.max(2),
+    };
+    ORDER.set(code);
+}
+
+pub(super) struct Emulator;
+
+const ALIGN: usize = 256;
+const CANARY: [u8; 32] = [0xC5; 32];
+const POISON: u8 = 0xFF;
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes + CANARY.len(), ALIGN).expect("a size that fits an isize")
+}
+
+impl Backend for Emulator {
+    fn alloc(&self, bytes: usize) -> Result<u64, String> {
+        // SAFETY: the layout is not empty, and exactly its bytes are written.
+        unsafe {
+            let p = alloc(layout(bytes));
+            if p.is_null() {
+                return Err(format!("out of memory: {bytes} bytes asked for"));
+            }
+            p.write_bytes(POISON, bytes);
+            p.add(bytes).copy_from_nonoverlapping(CANARY.as_ptr(), CANARY.len());
+            Ok(p as u64)
+        }
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        let p = address as *mut u8;
+        // SAFETY: `alloc` made this memory with the same layout, and its canary was written then.
+        let intact = unsafe { std::slice::from_raw_parts(p.add(bytes), CANARY.len()) == CANARY };
+        // SAFETY: as above, and nobody uses it any more.
+        unsafe { dealloc(p, layout(bytes)) };
+        assert!(
+            intact || std::thread::panicking(),
+            "a kernel wrote past the end of device memory of {bytes} bytes"
+        );
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<(), String> {
+        // SAFETY: the memory behind `to` holds at least `from.len()` bytes and launches are over.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), String> {
+        // SAFETY: the memory behind `from` holds at least `to.len()` initialised bytes.
+        unsafe { (from as *const u8).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), String> {
+        // SAFETY: both hold at least `bytes` bytes and are different allocations.
+        unsafe { (from as *const u8).copy_to_nonoverlapping(to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, kernel: Kernel, grid: Grid, args: &[&dyn Arg]) -> Result<(), String> {
+        let name = CString::new(kernel.symbol).expect("a symbol has no zero byte");
+        let kinds: Vec<String> = args.iter().map(|a| a.kind()).collect();
+        let kinds = CString::new(kinds.join(", ")).expect("a kind has no zero byte");
+        let mut addresses: Vec<*mut c_void> = args.iter().map(|a| a.address().cast_mut()).collect();
+        let mut message = [0u8; 1024];
+        // SAFETY: the kernel's parameters are compared with `kinds` before anything runs; the addresses live
+        // through the call. Whether a kernel stays inside its tensors is what the canaries and sanitizers check.
+        let failed = unsafe {
+            surprisal_emulator_launch(
+                name.as_ptr(),
+                kinds.as_ptr(),
+                grid.blocks.as_ptr(),
+                grid.threads.as_ptr(),
+                grid.shared,
+                addresses.as_mut_ptr(),
+                ORDER.get(),
+                message.as_mut_ptr().cast(),
+                message.len(),
+            )
+        };
+        if failed == 0 {
+            return Ok(());
+        }
+        let message = CStr::from_bytes_until_nul(&message).unwrap_or(c"");
+        Err(message.to_string_lossy().into_owned())
+    }
+}

@@ -1,0 +1,149 @@
+//! The arguments and the geometry of a launch.
+
+#![allow(dead_code)] // the kinds of argument arrive before all ops that pass them
+
+use super::{Kernel, Output};
+use crate::tensor::{DType, Tensor};
+use std::ffi::c_void;
+
+/// Something that can be passed to a kernel.
+pub(crate) trait Arg {
+    /// Where the value is.
+    fn address(&self) -> *const c_void;
+    /// What the kernel must declare for it: `f32*` for memory it writes, `const f32*` for memory it reads, `i64`, ...
+    fn kind(&self) -> String;
+}
+
+/// The element type in a kernel's signature.
+fn element(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::F64 => "f64",
+        DType::BF16 => "bf16",
+        DType::F16 => "f16",
+        DType::U8 => "u8",
+        DType::I32 => "i32",
+    }
+}
+
+impl Arg for Tensor {
+    fn address(&self) -> *const c_void {
+        self.held().expect("a launch takes tensors of its device").slot()
+    }
+    fn kind(&self) -> String {
+        format!("const {}*", element(self.dtype()))
+    }
+}
+
+impl Arg for Output {
+    fn address(&self) -> *const c_void {
+        self.held.slot()
+    }
+    fn kind(&self) -> String {
+        format!("{}*", element(self.dtype))
+    }
+}
+
+/// A tensor that may be missing: the kernel sees a null pointer. The dtype is what it would have had.
+pub(crate) struct Optional<'a>(pub(crate) Option<&'a Tensor>, pub(crate) DType);
+
+static NULL: u64 = 0;
+
+impl Arg for Optional<'_> {
+    fn address(&self) -> *const c_void {
+        self.0.map_or((&raw const NULL).cast(), Arg::address)
+    }
+    fn kind(&self) -> String {
+        format!("const {}*", element(self.1))
+    }
+}
+
+macro_rules! scalar {
+    ($($t:ty),*) => {$(
+        impl Arg for $t {
+            fn address(&self) -> *const c_void {
+                (&raw const *self).cast()
+            }
+            fn kind(&self) -> String {
+                stringify!($t).into()
+            }
+        }
+    )*};
+}
+scalar!(f32, i32, u32, i64, u64);
+
+/// A plain struct passed by value, laid out as in the kernel (`#[repr(C)]`).
+pub(crate) struct Struct<T: bytemuck::NoUninit>(pub(crate) T);
+
+impl<T: bytemuck::NoUninit> Arg for Struct<T> {
+    fn address(&self) -> *const c_void {
+        (&raw const self.0).cast()
+    }
+    fn kind(&self) -> String {
+        format!("struct of {}", std::mem::size_of::<T>())
+    }
+}
+
+/// The three symbols of a kernel that exists for every element type of a device.
+pub(crate) struct Kernels {
+    file: &'static str,
+    f32: &'static str,
+    bf16: &'static str,
+    f16: &'static str,
+}
+
+impl Kernels {
+    pub(crate) const fn new(file: &'static str, [f32, bf16, f16]: [&'static str; 3]) -> Self {
+        Self { file, f32, bf16, f16 }
+    }
+
+    /// The kernel for elements of `dtype`.
+    ///
+    /// # Panics
+    /// For dtypes that devices do not calculate in.
+    #[track_caller]
+    pub(crate) fn of(&self, dtype: DType) -> Kernel {
+        let symbol = match dtype {
+            DType::F32 => self.f32,
+            DType::BF16 => self.bf16,
+            DType::F16 => self.f16,
+            other => panic!("{}: devices calculate in f32, bf16 and f16, got {other:?}", self.file),
+        };
+        Kernel { file: self.file, symbol }
+    }
+}
+
+/// Blocks, threads per block and bytes of dynamic shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) blocks: [u32; 3],
+    pub(crate) threads: [u32; 3],
+    pub(crate) shared: u32,
+}
+
+impl Grid {
+    /// This many blocks of this many threads.
+    #[track_caller]
+    pub(crate) fn new(blocks: usize, threads: u32) -> Self {
+        let blocks =
+            u32::try_from(blocks).ok().filter(|b| *b <= i32::MAX as u32).expect("fewer than 2^31 blocks");
+        Self { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0 }
+    }
+
+    /// One thread for each of `n` pieces of work.
+    #[track_caller]
+    pub(crate) fn flat(n: usize) -> Self {
+        Self::new(n.div_ceil(256), 256)
+    }
+
+    /// One thread for each 16-byte pack of `n` elements.
+    #[track_caller]
+    pub(crate) fn packs(n: usize, dtype: DType) -> Self {
+        Self::flat(n.div_ceil(16 / dtype.size()))
+    }
+
+    /// Nothing to do: a launch of an empty grid is skipped.
+    pub(crate) fn is_empty(self) -> bool {
+        self.blocks.contains(&0)
+    }
+}

@@ -1,0 +1,77 @@
+//! Takes the cases of the registry through the emulated device: the kernels of `kernels/*.cu`, their launches and their
+//! gradients, against the CPU in f32, bf16 and f16, with the threads of a block run in three orders.
+
+use surprisal::cuda::emulator::{Order, set_order};
+use surprisal::ops::{Case, OPS};
+use surprisal::testing::{cast_inputs, max_error, outputs_and_grads};
+use surprisal::{DType, Device, Tensor};
+
+/// Emulated threads are slow: larger cases are left to real devices.
+const MAX_FLOPS: usize = 4_000_000;
+
+fn each(check: impl Fn(&str, &Case)) {
+    for op in OPS.iter().filter(|op| op.name == "unary") {
+        for case in (op.cases)().iter().filter(|c| c.flops <= MAX_FLOPS) {
+            check(&format!("{}: {}", op.name, case.name), case);
+        }
+    }
+}
+
+fn emulated(name: &str, case: &Case, dtype: DType, order: Order) -> (Vec<Tensor>, Vec<Tensor>) {
+    set_order(order);
+    let run = || {
+        let (y, g) = outputs_and_grads(&case.inputs, 0, &case.run, dtype);
+        let home =
+            |ts: Vec<Tensor>| ts.iter().map(|t| t.to(Device::Cpu).expect("the CPU is there")).collect();
+        assert!(y.iter().chain(&g).all(|t| t.device() == Device::Emulated), "{name}: left the device");
+        (home(y), home(g))
+    };
+    Device::Emulated.run(run).unwrap_or_else(|e| panic!("{name} in {dtype:?}: {e}"))
+}
+
+/// The device may be off, against f64, by twice what the CPU is off in the same dtype, plus a few roundings of the
+/// largest value.
+fn agrees(dtype: DType, eps: f64) {
+    each(|name, case| {
+        let rounded: Vec<Tensor> = cast_inputs(&case.inputs, dtype)
+            .iter()
+            .map(|t| if t.dtype() == dtype { t.cast(DType::F64) } else { t.clone() })
+            .collect();
+        let exact = outputs_and_grads(&rounded, 0, &case.run, DType::F64);
+        let cpu = outputs_and_grads(&case.inputs, 0, &case.run, dtype);
+        let got = emulated(name, case, dtype, Order::Forward);
+        for (part, got, exact, cpu) in
+            [("output", &got.0, &exact.0, &cpu.0), ("gradient", &got.1, &exact.1, &cpu.1)]
+        {
+            let error = max_error(got, exact);
+            let scale = exact.iter().flat_map(|t| t.to_f64_vec()).fold(1.0f64, |m, x| m.max(x.abs()));
+            let allowed = 2.0 * max_error(cpu, exact) + 4.0 * eps * scale;
+            assert!(error <= allowed, "{name}: {part} in {dtype:?} is off by {error:e}, allowed {allowed:e}");
+        }
+        let bits = |(y, g): &(Vec<Tensor>, Vec<Tensor>)| -> Vec<Vec<u8>> {
+            y.iter().chain(g).map(|t| t.as_bytes().to_vec()).collect()
+        };
+        for order in [Order::Backward, Order::Seed(7)] {
+            let other = emulated(name, case, dtype, order);
+            assert!(
+                bits(&got) == bits(&other),
+                "{name}: the order of threads ({order:?}) changes a bit in {dtype:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn kernels_agree_with_the_cpu_in_f32() {
+    agrees(DType::F32, 1.2e-7);
+}
+
+#[test]
+fn kernels_agree_with_the_cpu_in_bf16() {
+    agrees(DType::BF16, 7.8e-3);
+}
+
+#[test]
+fn kernels_agree_with_the_cpu_in_f16() {
+    agrees(DType::F16, 9.8e-4);
+}
