@@ -23,7 +23,7 @@ mod launch;
 #[cfg(feature = "cuda")]
 mod pool;
 
-pub(crate) use handle::Gpu;
+pub(crate) use handle::{Gpu, Held};
 #[allow(unused_imports)]
 pub(crate) use launch::{Arg, Grid, Kernels, Optional, Struct};
 
@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DType, Shape, Tensor};
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Where a tensor lives and an op runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -147,41 +147,32 @@ impl Drop for Memory {
     }
 }
 
-/// A tensor's share of device memory.
-#[derive(Clone)]
-pub(crate) struct Held {
-    memory: Arc<Memory>,
-    /// Beside the `Arc`, so that this type too has no values where there are no devices.
-    gpu: Gpu,
-}
-
 impl Held {
     pub(crate) fn gpu(&self) -> Gpu {
-        self.gpu
+        self.memory().gpu
     }
 
     /// The address, where a launch finds it.
     fn slot(&self) -> *const c_void {
-        (&raw const self.memory.address).cast()
+        (&raw const self.memory().address).cast()
     }
 
     /// The bytes, on the host.
     pub(crate) fn download(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.memory.bytes];
-        let done = self.gpu.context().backend.download(self.memory.address, &mut bytes);
-        done.unwrap_or_else(|e| fail(format!("{}: {e}", self.gpu.device())));
-        bytes
+        let Memory { gpu, address, bytes } = *self.memory();
+        let mut host = vec![0; bytes];
+        gpu.check(gpu.context().backend.download(address, &mut host));
+        host
     }
 
     /// The same bytes in memory that nobody else holds.
     pub(crate) fn unshared(self) -> Self {
-        if Arc::strong_count(&self.memory) == 1 {
+        if self.is_unique() {
             return self;
         }
-        let copy = self.gpu.alloc(self.memory.bytes);
-        let done =
-            self.gpu.context().backend.copy(copy.memory.address, self.memory.address, self.memory.bytes);
-        done.unwrap_or_else(|e| fail(format!("{}: {e}", self.gpu.device())));
+        let Memory { gpu, address, bytes } = *self.memory();
+        let copy = gpu.alloc(bytes);
+        gpu.check(gpu.context().backend.copy(copy.memory().address, address, bytes));
         copy
     }
 }
@@ -213,17 +204,19 @@ impl Gpu {
         self.context().device
     }
 
+    fn check<T>(self, done: std::result::Result<T, String>) -> T {
+        done.unwrap_or_else(|e| fail(format!("{}: {e}", self.device())))
+    }
+
     fn alloc(self, bytes: usize) -> Held {
-        let address = self.context().backend.alloc(bytes);
-        let address = address.unwrap_or_else(|e| fail(format!("{}: {e}", self.device())));
-        Held { memory: Arc::new(Memory { gpu: self, address, bytes }), gpu: self }
+        let address = self.check(self.context().backend.alloc(bytes));
+        self.hold(Memory { gpu: self, address, bytes })
     }
 
     /// Memory with these bytes.
     pub(crate) fn upload(self, bytes: &[u8]) -> Held {
         let held = self.alloc(bytes.len());
-        let done = self.context().backend.upload(held.memory.address, bytes);
-        done.unwrap_or_else(|e| fail(format!("{}: {e}", self.device())));
+        self.check(self.context().backend.upload(held.memory().address, bytes));
         held
     }
 
@@ -243,7 +236,7 @@ impl Gpu {
             return;
         }
         let done = self.context().backend.launch(kernel, grid, args);
-        done.unwrap_or_else(|e| fail(format!("{}: kernel {}: {e}", self.device(), kernel.symbol)));
+        self.check(done.map_err(|e| format!("kernel {}: {e}", kernel.symbol)));
     }
 }
 
