@@ -14,6 +14,8 @@ enum Function {
     TANH,
     SIGMOID,
     SOFTPLUS,
+    ERF,
+    GELU,
     RELU,
     SIGN,
     STEP,
@@ -34,6 +36,8 @@ __device__ __forceinline__ float apply(Function f, float x, float a, float b) {
         case TANH: return tanhf(x);
         case SIGMOID: return sigmoid(x);
         case SOFTPLUS: return softplus(x);
+        case ERF: return erff(x);
+        case GELU: return 0.5f * x * (1.f + erff(0.70710678f * x));
         case RELU: return x > 0.f ? x : 0.f;
         case SIGN: return x > 0.f ? 1.f : x < 0.f ? -1.f : 0.f;
         case STEP: return x > 0.f ? 1.f : 0.f;

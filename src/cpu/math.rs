@@ -144,6 +144,51 @@ pub fn softplus(x: f32) -> f32 {
     (if x < 0.0 { 0.0 } else { x }) + log
 }
 
+/// The error function; error at most 1.5 ulp.
+#[inline(always)]
+pub fn erf(x: f32) -> f32 {
+    let (t, z) = (clamp(x.abs(), 0.0, 4.0), x * x);
+    let p = -5.999_532_3e-4_f32;
+    let p = p.mul_add(z, 4.994_86e-3);
+    let p = p.mul_add(z, -2.676_774_6e-2);
+    let p = p.mul_add(z, 1.128_184_7e-1);
+    let p = p.mul_add(z, -3.761_249_8e-1);
+    let p = p.mul_add(z, 1.283_791_5e-1);
+    let near = p.mul_add(x, x);
+    // Away from 0, −ln(1 − erf t) / t is smooth.
+    let q = 4.938_216e-6_f32;
+    let q = q.mul_add(t, -4.558_12e-5);
+    let q = q.mul_add(t, -4.958_668_8e-5);
+    let q = q.mul_add(t, 2.930_157_4e-3);
+    let q = q.mul_add(t, -2.267_413_8e-2);
+    let q = q.mul_add(t, 1.052_627e-1);
+    let q = q.mul_add(t, 6.356_253e-1);
+    let q = q.mul_add(t, 1.128_551_7);
+    let far = (1.0 - exp(-(q * t))).copysign(x);
+    if t < 0.92 { near } else { far }
+}
+
+/// The error function in f64; relative error below 1e-15. Below 2 its series of positive terms
+/// 2 x / sqrt(π) e^{−x²} Σ (2 x²)^n / (2n + 1)!!, above 1 minus the continued fraction of erfc.
+pub fn erf_f64(x: f64) -> f64 {
+    use std::f64::consts::FRAC_2_SQRT_PI;
+    let (t, z) = (x.abs(), x * x);
+    if x.is_nan() || t > 6.5 {
+        return if x.is_nan() { x } else { 1f64.copysign(x) };
+    }
+    if t < 2.0 {
+        let (mut term, mut sum, mut n) = (1.0, 1.0, 0.0);
+        while term > 1e-17 * sum {
+            n += 1.0;
+            term *= 2.0 * z / (2.0 * n + 1.0);
+            sum += term;
+        }
+        return FRAC_2_SQRT_PI * x * (-z).exp() * sum;
+    }
+    let fraction = (1..=60).rev().fold(t, |rest, n| t + n as f64 / 2.0 / rest);
+    (1.0 - FRAC_2_SQRT_PI / 2.0 * (-z).exp() / fraction).copysign(x)
+}
+
 /// −ln((w + ½) / 2^32) for a random word: exponential with mean 1, precise in both tails; error at most 3 ulp.
 #[inline(always)]
 pub fn exponential(word: u32) -> f32 {

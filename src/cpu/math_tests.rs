@@ -52,6 +52,19 @@ fn check_all(stride: usize) {
     check("tanh", tanh, f64::tanh, 2.5, stride);
     check("sigmoid", sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 3.0, stride);
     check("softplus", softplus, |x| x.max(0.0) + (-x.abs()).exp().ln_1p(), 3.0, stride);
+    check("erf", erf, erf_f64, 1.5, stride);
+}
+
+/// Values of Abramowitz & Stegun 1964, table 7.1, and of the series where it meets the fraction.
+#[test]
+fn erf_has_its_published_values() {
+    for (x, y) in
+        [(0.5, 0.520_499_877_813_046_5), (1.0, 0.842_700_792_949_714_9), (2.0, 0.995_322_265_018_952_7)]
+    {
+        assert!((erf_f64(x) - y).abs() < 1e-15 && (erf_f64(-x) + y).abs() < 1e-15, "{x}: {}", erf_f64(x));
+    }
+    let meeting = (erf_f64(2.0) - erf_f64(2.0f64.next_down())).abs();
+    assert!(meeting < 1e-15, "{meeting}");
 }
 
 #[test]

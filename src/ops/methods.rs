@@ -56,6 +56,10 @@ methods! {
     sigmoid() = unary::sigmoid;
     /// See [`unary::softplus`].
     softplus() = unary::softplus;
+    /// See [`unary::erf`].
+    erf() = unary::erf;
+    /// See [`unary::gelu`].
+    gelu() = unary::gelu;
     /// See [`unary::relu`].
     relu() = unary::relu;
     /// See [`unary::affine`].

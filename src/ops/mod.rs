@@ -9,10 +9,12 @@
 //! gradient checks, the dtype checks and the benchmarks.
 
 pub mod actnorm;
+pub mod attention;
 pub mod binary;
 pub mod cast;
 pub mod conv;
 pub mod coupling;
+pub mod gaussian_mixture;
 pub mod index;
 pub mod invertible_conv;
 pub mod linalg;
@@ -21,10 +23,12 @@ pub mod masked_conv;
 pub mod masked_linear;
 pub mod matmul;
 mod methods;
+pub mod norm;
 pub mod normal_logp;
 pub mod ode_steps;
 pub mod ode_trace;
 pub mod reduce;
+pub mod rotary;
 pub mod rq_spline;
 pub mod shape;
 pub mod softmax;
@@ -131,6 +135,10 @@ pub static OPS: &[&OpInfo] = &[
     &invertible_conv::OP,
     &coupling::OP,
     &rq_spline::OP,
+    &norm::OP,
+    &rotary::OP,
+    &attention::OP,
+    &gaussian_mixture::OP,
 ];
 
 /// Normal f64 inputs for cases: deterministic in `seed`.

@@ -12,7 +12,7 @@ use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 pub const OP: OpInfo = OpInfo {
     name: "unary",
     family: "primitive",
-    summary: "elementwise neg, exp, ln, sqrt, recip, abs, square, tanh, sigmoid, softplus, relu, sign, floor, affine, clamp",
+    summary: "elementwise neg, exp, ln, sqrt, recip, abs, square, tanh, sigmoid, softplus, erf, gelu, relu, sign, floor, affine, clamp",
     cases,
 };
 
@@ -32,6 +32,8 @@ enum Function {
     tanh,
     sigmoid,
     softplus,
+    erf,
+    gelu,
     relu,
     sign,
     step,
@@ -147,6 +149,12 @@ unary!(
     softplus, |x| x.softplus(), |b, x| &b.grad(0) * &sigmoid(x)
 );
 unary!(
+    /// The error function 2 / sqrt(π) ∫_0^x e^{−t²} dt.
+    erf, |x| x.erf(), |b, x| {
+        &b.grad(0) * &affine(&exp(&neg(&square(x))), std::f64::consts::FRAC_2_SQRT_PI, 0.0)
+    }
+);
+unary!(
     /// max(x, 0), with derivative 0 at 0.
     relu, |x| x.max(F::from_f64(0.0)), |b, x| &b.grad(0) * &step(x)
 );
@@ -166,6 +174,48 @@ unary!(
     /// The largest integer not above x; derivative 0.
     floor, |x| F::from_f64(x.to_f64().floor()), |_, x| x.zeros_like()
 );
+
+/// x Φ(x) with Φ the distribution function of the standard normal (Hendrycks & Gimpel 2016, "Gaussian error linear
+/// units", the exact form); derivative Φ(x) + x φ(x) in one pass.
+#[track_caller]
+pub fn gelu(x: &Tensor) -> Tensor {
+    if autograd::in_higher_order() {
+        return composite_gelu(x);
+    }
+    let y = match x.gpu() {
+        Some(gpu) => launch(gpu, Function::gelu, x, [0.0; 2]),
+        None => widened(x, |x| with_arithmetic!(x.dtype(), T => map::<T>(x, |x| x * cdf(x)))),
+    };
+    let saved = x.detach();
+    let [y] = record(Recipe::fused("gelu"), &[x], [y], move |b| {
+        let g = b.grad(0);
+        if g.gpu().is_some() {
+            let density = affine(&exp(&affine(&square(&saved), -0.5, 0.0)), 0.398_942_280_401_432_7, 0.0);
+            let cdf = affine(&erf(&affine(&saved, std::f64::consts::FRAC_1_SQRT_2, 0.0)), 0.5, 0.5);
+            return vec![Some(&g * &(&cdf + &(&saved * &density)))];
+        }
+        let g = super::binary::widened(&g, &saved, |g, x| {
+            with_arithmetic!(g.dtype(), T => super::binary::zip::<T>("gelu", g, x, |g, x| {
+                let density = (x * x * T::from_f64(-0.5)).exp() * T::from_f64(0.398_942_280_401_432_7);
+                g * (cdf(x) + x * density)
+            }))
+        });
+        vec![Some(g)]
+    });
+    y
+}
+
+/// Φ(x).
+#[inline(always)]
+pub(crate) fn cdf<T: Float>(x: T) -> T {
+    let half = T::from_f64(0.5);
+    (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf().mul_add(half, half)
+}
+
+/// [`gelu`] in primitives.
+pub fn composite_gelu(x: &Tensor) -> Tensor {
+    x * &affine(&erf(&affine(x, std::f64::consts::FRAC_1_SQRT_2, 0.0)), 0.5, 0.5)
+}
 
 /// [`relu`] for consumers that all zero the gradient where this is 0 (`ConvSpec::gates_input`): its own backward is
 /// nothing.
@@ -217,7 +267,9 @@ pub fn clamp(x: &Tensor, low: f64, high: f64) -> Tensor {
 
 fn cases() -> Vec<Case> {
     type F = fn(&Tensor) -> Tensor;
-    let smooth: [(&str, F); 8] = [
+    let smooth: [(&str, F); 10] = [
+        ("erf", erf),
+        ("gelu", gelu),
         ("neg", neg),
         ("exp", exp),
         ("square", square),
@@ -234,7 +286,8 @@ fn cases() -> Vec<Case> {
             // Away from the kink of relu and abs, where differences would straddle it.
             let x = normal(k as u64, shape);
             let x = &x + &affine(&sign(&x), 0.05, 0.0);
-            cases.push(Case::new(format!("{name} {shape:?}"), vec![x], move |x| vec![f(&x[0])]));
+            let case = Case::new(format!("{name} {shape:?}"), vec![x], move |x| vec![f(&x[0])]);
+            cases.push(if name == "gelu" { case.composite(|x| vec![composite_gelu(&x[0])]) } else { case });
         }
         cases.push(
             Case::new(format!("{name} large"), vec![normal(9, &[4, 100_003])], move |x| vec![f(&x[0])])

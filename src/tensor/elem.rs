@@ -81,6 +81,8 @@ pub trait Float:
     fn sigmoid(self) -> Self;
     /// ln(1 + e^x), without overflow.
     fn softplus(self) -> Self;
+    /// The error function.
+    fn erf(self) -> Self;
     /// The larger of the two (the other one when one is NaN).
     fn max(self, other: Self) -> Self;
     /// The smaller of the two (the other one when one is NaN).
@@ -163,6 +165,10 @@ impl Float for f32 {
         math::softplus(self)
     }
     #[inline(always)]
+    fn erf(self) -> Self {
+        math::erf(self)
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         if self > other || other.is_nan() { self } else { other }
     }
@@ -199,6 +205,9 @@ impl Float for f64 {
     }
     fn softplus(self) -> Self {
         f64::max(self, 0.0) + f64::exp(-f64::abs(self)).ln_1p()
+    }
+    fn erf(self) -> Self {
+        math::erf_f64(self)
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {

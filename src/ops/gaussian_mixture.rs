@@ -1,0 +1,198 @@
+//! Log-density of numbers under mixtures of normal distributions whose parameters come from a network.
+//!
+//! x (...) and params (..., 3 K), per number K logits, K means μ and K log-deviations s, give (...) nats
+//! ```text
+//! ln Σ_k softmax(logits)_k N(x; μ_k, e^{s_k})
+//! ```
+//! (Bishop 1994, "Mixture density networks"). A log-deviation below `lowest` counts as `lowest` and has no gradient:
+//! repeated numbers would draw a component to a density without bound. A missing number (NaN) has 0 nats, which
+//! marginalises it, and no gradient. 12 K bytes and about 30 K flops per number.
+
+use super::{Case, OpInfo, binary, cast::cast, normal, shape, softmax, softmax::Level, unary};
+use crate::autograd::{self, Recipe, record};
+use crate::cpu::{par, simd};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
+
+/// The registry's line.
+pub const OP: OpInfo = OpInfo {
+    name: "gaussian_mixture",
+    family: "fused",
+    summary: "log-density under mixtures of normal distributions (mixture density networks)",
+    cases,
+};
+
+/// Numbers per parallel chunk.
+const CHUNK: usize = 512;
+const HALF_LN_TAU: f64 = 0.918_938_533_204_672_7;
+
+#[track_caller]
+fn components(x: &Tensor, params: &Tensor) -> usize {
+    match params.shape().split_last() {
+        Some((&p, lead)) if lead == x.shape() && p > 0 && p % 3 == 0 && x.dtype() == params.dtype() => p / 3,
+        _ => panic!(
+            "gaussian_mixture: x {:?} {:?} with params {:?} {:?}; expected (...) and (..., 3 K)",
+            x.dtype(),
+            x.shape(),
+            params.dtype(),
+            params.shape()
+        ),
+    }
+}
+
+/// Nats of each number of x (...) under its mixture, params (..., 3 K).
+///
+/// # Panics
+/// When the shapes do not fit or the dtypes differ.
+#[track_caller]
+pub fn gaussian_mixture(x: &Tensor, params: &Tensor, lowest: f64) -> Tensor {
+    let k = components(x, params);
+    if autograd::in_higher_order() {
+        return composite(x, params, lowest);
+    }
+    if let DType::BF16 | DType::F16 = x.dtype() {
+        return cast(&gaussian_mixture(&cast(x, DType::F32), &cast(params, DType::F32), lowest), x.dtype());
+    }
+    with_arithmetic!(x.dtype(), T => {
+        let zero = T::from_f64(0.0);
+        let source = Source { x: x.as_slice::<T>(), params: params.as_slice::<T>(), k, lowest: T::from_f64(lowest) };
+        let mut found = vec![[zero; 2]; x.len()];
+        let recording = autograd::is_recording(&[x, params]);
+        let mut slopes = NewTensor::<T>::new(if recording { params.shape() } else { &[0] });
+        if recording {
+            par::chunks_mut2(slopes.as_mut(), CHUNK * 3 * k, &mut found, CHUNK, |i, slopes, found| {
+                source.run(i * CHUNK, found, slopes, 3 * k);
+            });
+        } else {
+            par::chunks_mut(&mut found, CHUNK, |i, found| {
+                source.run(i * CHUNK, found, &mut vec![zero; 3 * k], 0);
+            });
+        }
+        let part = |part: usize| Tensor::from_fn(x.shape(), |i| found[i][part]);
+        let (nats, dx, slopes) = (part(0), part(1), slopes.finish());
+        let [nats] = record(Recipe::fused("gaussian_mixture"), &[x, params], [nats], move |b| {
+            let g = b.grad(0);
+            let mut column = g.shape().to_vec();
+            column.push(1);
+            let dx = b.needs(0).then(|| binary::mul(&g, &dx));
+            vec![dx, Some(binary::mul(&shape::reshape(&g, column), &slopes))]
+        });
+        nats
+    })
+}
+
+/// The inputs of a call.
+struct Source<'a, T> {
+    x: &'a [T],
+    params: &'a [T],
+    k: usize,
+    lowest: T,
+}
+
+impl<T: Float> Source<'_, T> {
+    /// Numbers from `first` on: nats and their derivative by x into `found`, the derivatives by the parameters into
+    /// `slopes`, `stride` apart.
+    fn run(&self, first: usize, found: &mut [[T; 2]], slopes: &mut [T], stride: usize) {
+        let width = 3 * self.k;
+        simd::vectorize_for::<T, _>(
+            #[inline(always)]
+            || {
+                for (j, found) in found.iter_mut().enumerate() {
+                    let params = &self.params[(first + j) * width..][..width];
+                    *found = self.one(self.x[first + j], params, &mut slopes[j * stride..][..width]);
+                }
+            },
+        )
+    }
+
+    #[inline(always)]
+    fn one(&self, x: T, params: &[T], slopes: &mut [T]) -> [T; 2] {
+        let (k, zero, one) = (self.k, T::from_f64(0.0), T::from_f64(1.0));
+        if x.to_f64().is_nan() {
+            slopes.fill(zero);
+            return [zero, zero];
+        }
+        let (logits, means, scales) = (&params[..k], &params[k..2 * k], &params[2 * k..3 * k]);
+        let (joint, rest) = slopes.split_at_mut(k);
+        let (z, rate) = rest.split_at_mut(k);
+        // First ln of weight and density of each component, its z and e^{−s}.
+        for i in 0..k {
+            let s = scales[i].max(self.lowest);
+            rate[i] = (-s).exp();
+            z[i] = (x - means[i]) * rate[i];
+            joint[i] = logits[i] - s - T::from_f64(HALF_LN_TAU) - z[i] * z[i] * T::from_f64(0.5);
+        }
+        let (prior, all) = (Level::of(logits), Level::of(joint));
+        let mut dx = zero;
+        for i in 0..k {
+            let share = all.log_p(joint[i]).exp();
+            let pull = share * z[i] * rate[i];
+            let spread = if scales[i] < self.lowest { zero } else { share * (z[i] * z[i] - one) };
+            joint[i] = share - prior.log_p(logits[i]).exp();
+            (z[i], rate[i]) = (pull, spread);
+            dx += -pull;
+        }
+        [(all.top - prior.top) + (all.log_sum - prior.log_sum), dx]
+    }
+}
+
+/// [`gaussian_mixture`] in primitives.
+pub fn composite(x: &Tensor, params: &Tensor, lowest: f64) -> Tensor {
+    let k = components(x, params);
+    let last = x.rank();
+    let mut column = x.shape().to_vec();
+    column.push(1);
+    let present = binary::eq(x, x);
+    let x = shape::reshape(&binary::keep_where(&present, x), column);
+    let part = |i: usize| shape::narrow(params, last, i * k, k);
+    let raw = part(2);
+    let above = binary::gt(&raw, &Tensor::full(lowest, [1], raw.dtype()));
+    let scale = binary::select(&above, &raw, &Tensor::full(lowest, raw.shape(), raw.dtype()));
+    let z = binary::mul(&binary::sub(&x, &part(1)), &unary::exp(&unary::neg(&scale)));
+    let density = unary::affine(&unary::square(&z), -0.5, -HALF_LN_TAU);
+    let joint = binary::add(&softmax::composite_log_softmax(&part(0)), &binary::sub(&density, &scale));
+    binary::keep_where(&present, &softmax::composite_logsumexp(&joint))
+}
+
+fn cases() -> Vec<Case> {
+    let case = |shape: &[usize], k: usize, lowest: f64| {
+        let inputs = vec![normal(1, shape), normal(2, &[shape, &[3 * k]].concat())];
+        Case::new(format!("{shape:?} K={k} lowest={lowest}"), inputs, move |x| {
+            vec![gaussian_mixture(&x[0], &x[1], lowest)]
+        })
+        .composite(move |x| vec![composite(&x[0], &x[1], lowest)])
+    };
+    let (n, k) = (512 * 21, 10);
+    vec![
+        case(&[1], 1, -7.0),
+        case(&[3, 5], 3, -7.0),
+        case(&[2, 3, 4], 17, -7.0),
+        case(&[40], 4, -0.1).order(1),
+        case(&[n], k, -7.0).order(0).bench(4 * n * (3 * k + 2), 30 * n * k),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_number_is_marginalised() {
+        let x = Tensor::from_slice(&[0.5f32, f32::NAN], [2]);
+        let params = normal(3, &[2, 6]).cast(DType::F32).requires_grad();
+        let y = gaussian_mixture(&x, &params, -7.0);
+        assert!(y.as_slice::<f32>()[0] < 0.0 && y.as_slice::<f32>()[1] == 0.0);
+        let g = autograd::backward(y.sum_all(), &[&params]);
+        assert!(g[0].as_slice::<f32>()[..6].iter().all(|g| g.is_finite() && *g != 0.0));
+        assert_eq!(g[0].as_slice::<f32>()[6..], [0.0; 6]);
+    }
+
+    #[test]
+    fn far_numbers_stay_finite() {
+        let x = Tensor::from_slice(&[1e6f32], [1]);
+        let params = Tensor::zeros([1, 6], DType::F32).requires_grad();
+        let y = gaussian_mixture(&x, &params, -7.0);
+        assert!((y.item() + 5e11).abs() < 1e6);
+        let g = autograd::backward(y.sum_all(), &[&params]);
+        assert!(g[0].as_slice::<f32>().iter().all(|g| g.is_finite()));
+    }
+}
