@@ -241,6 +241,9 @@ pub type Registry<'a> = &'a [&'static ModelInfo];
 pub static MODELS: &[&ModelInfo] = &[
     &autoregressive::pixelcnn::INFO,
     &autoregressive::pixelcnn_pp::INFO,
+    &autoregressive::causal_cnn::INFO,
+    &autoregressive::transformer::INFO,
+    &autoregressive::made::INFO,
     &flow::flowpp::FLOWPP,
     &flow::glow::GLOW,
     &flow::idf::IDF,

@@ -72,9 +72,28 @@ impl MaskedMlp {
     /// When there is no feature.
     #[track_caller]
     pub fn new(init: &mut Init, features: usize, hidden: &[usize], per: usize, last: Initial) -> Self {
+        let outputs = (1..=features).flat_map(|d| vec![d; per]).collect();
+        Self::with_degrees(init, (1..=features).collect(), hidden, outputs, features, last)
+    }
+
+    /// As [`Self::new`] for features of several inputs and outputs: each input and output with its feature in
+    /// 1..=`features`, in ascending order.
+    ///
+    /// # Panics
+    /// When there is no feature, or features are not in order.
+    #[track_caller]
+    pub fn with_degrees(
+        init: &mut Init,
+        inputs: Vec<usize>,
+        hidden: &[usize],
+        outputs: Vec<usize>,
+        features: usize,
+        last: Initial,
+    ) -> Self {
         assert!(features > 0, "masked perceptron: of no features");
-        let mut stairs = Vec::new();
-        let mut degrees: Vec<usize> = (1..=features).collect();
+        assert!(inputs.is_sorted() && outputs.is_sorted(), "masked perceptron: features are not in order");
+        let (mut stairs, per) = (Vec::new(), outputs.len() / features);
+        let mut degrees = inputs;
         for &units in hidden {
             let mut next: Vec<usize> = (0..units).map(|h| h % (features - 1).max(1) + 1).collect();
             next.sort_unstable();
@@ -83,7 +102,7 @@ impl MaskedMlp {
             degrees = next;
         }
         let reach = |d: usize| degrees.partition_point(|&from| from < d);
-        let last_reach: Vec<usize> = (1..=features).flat_map(|d| vec![reach(d); per]).collect();
+        let last_reach: Vec<usize> = outputs.iter().map(|&d| reach(d)).collect();
         stairs.push(Staircase::new(degrees.len(), last_reach));
         let count = stairs.len();
         let layer = |(i, stairs): (usize, Staircase)| {
@@ -100,10 +119,15 @@ impl MaskedMlp {
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let [b, d] = x.dims();
+        self.flat(x).reshape([b, d, self.per])
+    }
+
+    /// (B, inputs) to (B, outputs).
+    #[track_caller]
+    pub fn flat(&self, x: &Tensor) -> Tensor {
         let (w, bias, stairs) = &self.layers[self.layers.len() - 1];
         let gates = Gates { input: self.layers.len() > 1, by_consumer: false };
-        let y = masked_linear_with(&self.hidden(x), &w.get(), &bias.get(), stairs, Act::None, gates);
-        y.reshape([b, d, self.per])
+        masked_linear_with(&self.hidden(x), &w.get(), &bias.get(), stairs, Act::None, gates)
     }
 
     /// The outputs (B, per) of feature `d` alone; x may hold anything from column `d` on.
