@@ -88,11 +88,12 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
         - 719_469
 }
 
-/// `2014-07-01 00:30:00` for days since 1970-01-01.
+/// `2014-07-01 00:30:00` for days since 1970-01-01, held within the years 0 to 9999.
 pub(super) fn date_text(days_since: f64) -> String {
-    let seconds = (days_since * 86_400.0).round() as i64;
+    let seconds = (days_since.clamp(-719_528.0, 2_932_896.0) * 86_400.0).round() as i64;
     let (mut left, clock) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let mut year = 1970 + left.div_euclid(366);
+    // A year that is not too late, to count on from.
+    let mut year = 1970 + left.div_euclid(if left < 0 { 365 } else { 366 });
     left -= days(year, 1, 1);
     while left >= 337 + days_in(year, 2) {
         left -= 337 + days_in(year, 2);
@@ -139,6 +140,12 @@ mod tests {
             let text = date_text(seconds as f64 / 86_400.0);
             assert_eq!((date(&text).unwrap() * 86_400.0).round() as i64, seconds, "{text}");
         }
+    }
+
+    #[test]
+    fn far_dates_have_a_text() {
+        assert_eq!(date_text(f64::MAX), "9999-12-31 00:00:00");
+        assert_eq!(date_text(f64::MIN), "0000-01-01 00:00:00");
     }
 
     #[test]

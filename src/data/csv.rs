@@ -32,13 +32,18 @@ pub(super) static CSV: SourceInfo = SourceInfo {
 const MAX_COLUMNS: usize = 1 << 14;
 
 fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
-    let (table, _) = read_table(path, options)?;
-    Ok(table)
+    table(path, Input::open(path)?.all(options)?, None, options).map(|(set, _)| set)
 }
 
-/// The table, and where its first row lies among the lines of the file.
-pub(super) fn read_table(path: &Path, options: &ReadOptions) -> Result<(Dataset, u64)> {
-    let text = Text::new(path, options)?;
+/// The table in the text `bytes` of the file `path`, and the line of its first row; whether the first line is a header
+/// is found out unless `header` says it.
+pub(super) fn table(
+    path: &Path,
+    bytes: Vec<u8>,
+    header: Option<bool>,
+    options: &ReadOptions,
+) -> Result<(Dataset, u64)> {
+    let text = Text::new(path, bytes, header)?;
     let label = options.labels.as_ref().map(|name| text.column(name)).transpose()?;
     let places: Vec<usize> = match &options.schema {
         Some(schema) => {
@@ -73,7 +78,7 @@ pub(super) fn read_table(path: &Path, options: &ReadOptions) -> Result<(Dataset,
     let labels = label.map(|at| text.labels(&rows, at)).transpose()?;
     let first_line = rows[0].position().map_or(1, csv::Position::line);
     let name = super::plain_name(path);
-    let name = CSV.extensions.iter().find_map(|e| name.strip_suffix(e)).unwrap_or(&name).to_string();
+    let name = name.rsplit_once('.').map_or(&*name, |(stem, _)| stem).to_string();
     let set = Dataset::new(name, Tensor::from_slice(&values, [n, d])).with_labels(labels);
     Ok((Dataset { schema: Some(schema), ..set }, first_line))
 }
@@ -94,8 +99,7 @@ struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    fn new(path: &'a Path, options: &ReadOptions) -> Result<Self> {
-        let bytes = Input::open(path)?.all(options)?;
+    fn new(path: &'a Path, bytes: Vec<u8>, header: Option<bool>) -> Result<Self> {
         if bytes.contains(&0) {
             return Err(format(path, "a zero byte; expected a text table"));
         }
@@ -112,7 +116,8 @@ impl<'a> Text<'a> {
             ));
         }
         let value = |cell: &str| cells::number(cell).is_some() || cells::date(cell).is_some() || cell == "?";
-        text.header = !first.iter().any(|c| value(c.trim())) && first.iter().any(|c| !c.trim().is_empty());
+        let worded = !first.iter().any(|c| value(c.trim())) && first.iter().any(|c| !c.trim().is_empty());
+        text.header = header.unwrap_or(worded);
         let name = |(i, cell): (usize, &str)| match cell.trim() {
             cell if text.header && !cell.is_empty() => cell.to_string(),
             _ => format!("x{i}"),

@@ -18,12 +18,14 @@ pub struct Dataset {
     pub labels: Option<Vec<i32>>,
     /// What the columns of a table mean, if known.
     pub schema: Option<Arc<Schema>>,
+    /// (N,) when each example began, for windows of a series with times.
+    pub times: Option<Vec<String>>,
 }
 
 impl Dataset {
     /// Examples without labels or schema.
     pub fn new(name: impl Into<String>, values: Tensor) -> Self {
-        Self { name: name.into(), values, labels: None, schema: None }
+        Self { name: name.into(), values, labels: None, schema: None, times: None }
     }
 
     /// With class labels.
@@ -65,7 +67,9 @@ impl Dataset {
             picked.extend_from_slice(&bytes[i * row..(i + 1) * row]);
         }
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|&i| labels[i]).collect());
-        Self { values: self.shaped(&picked, indices.len()), labels, ..self.clone() }
+        let times = self.times.as_ref().map(|times| indices.iter().map(|&i| times[i].clone()).collect());
+        let values = self.shaped(&picked, indices.len());
+        Self { name: self.name.clone(), values, labels, schema: self.schema.clone(), times }
     }
 
     /// The first `n` examples (all, when there are fewer).
@@ -74,7 +78,9 @@ impl Dataset {
         Self {
             values: self.rows(0..n),
             labels: self.labels.as_ref().map(|labels| labels[..n].to_vec()),
-            ..self.clone()
+            times: self.times.as_ref().map(|times| times[..n].to_vec()),
+            name: self.name.clone(),
+            schema: self.schema.clone(),
         }
     }
 

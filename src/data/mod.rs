@@ -21,6 +21,9 @@ mod npz;
 pub mod planes;
 pub mod prepare;
 mod schema;
+mod series;
+mod text;
+mod wav;
 mod write;
 
 pub use cells::date;
@@ -30,7 +33,7 @@ pub use demo::{Demo, demo, demo_folder};
 pub use infer::Wish;
 pub use prepare::{Prepare, Transform, mutate};
 pub use schema::{Column, ColumnKind, Schema, UNSEEN};
-pub use write::{encode_png, grid, png, write_npy, write_png};
+pub use write::{encode_png, grid, png, write_csv, write_npy, write_png};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::path::Path;
@@ -53,6 +56,12 @@ pub struct ReadOptions {
     pub columns: Vec<(String, Wish)>,
     /// Give every inferred categorical column the level [`UNSEEN`] for values that are not in the file.
     pub unseen: bool,
+    /// The steps of a window, of sources that cut sequences.
+    pub window: Option<usize>,
+    /// Steps from the start of one window to that of the next; as many as a window has by default.
+    pub stride: Option<usize>,
+    /// One example per line of a text.
+    pub lines: bool,
     /// Refuse to hold more than so many bytes of one array in memory.
     pub max_bytes: u64,
 }
@@ -67,6 +76,9 @@ impl Default for ReadOptions {
             schema: None,
             columns: Vec::new(),
             unseen: false,
+            window: None,
+            stride: None,
+            lines: false,
             max_bytes: 8 << 30,
         }
     }
@@ -76,6 +88,18 @@ impl ReadOptions {
     /// The number of examples to keep of `n`.
     fn keep(&self, n: u64) -> u64 {
         self.limit.map_or(n, |limit| n.min(limit as u64))
+    }
+
+    /// Steps of a window, and from one to the next.
+    fn windows(&self, default: usize, path: &Path) -> Result<(usize, usize)> {
+        let window = self.window.unwrap_or(default);
+        let stride = self.stride.unwrap_or(window);
+        if window == 0 || stride == 0 {
+            let message =
+                format!("{}: a window of {window} with stride {stride}; expected at least 1", path.display());
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        Ok((window, stride))
     }
 }
 
@@ -87,13 +111,15 @@ pub struct Probe<'a> {
     pub is_dir: bool,
     /// The first bytes of the content (decompressed if gzip); fewer than 16 in a shorter file.
     pub head: &'a [u8],
+    /// How it is to be read.
+    pub options: &'a ReadOptions,
 }
 
 /// One line of the registry: a kind of file.
 pub struct SourceInfo {
     /// The registry's name.
     pub name: &'static str,
-    /// `images`, `arrays` or `tables`.
+    /// `images`, `arrays`, `tables` or `sequences`.
     pub family: &'static str,
     /// One sentence.
     pub summary: &'static str,
@@ -110,7 +136,8 @@ pub struct SourceInfo {
 }
 
 /// All sources.
-pub static SOURCES: &[&SourceInfo] = &[&idx::IDX, &npy::NPY, &npz::NPZ, &folder::FOLDER, &csv::CSV];
+pub static SOURCES: &[&SourceInfo] =
+    &[&idx::IDX, &npy::NPY, &npz::NPZ, &folder::FOLDER, &csv::CSV, &series::SERIES, &text::TEXT, &wav::WAV];
 
 /// Reads `path` with the source that recognises its content, or else the ending of its name.
 ///
@@ -120,7 +147,7 @@ pub static SOURCES: &[&SourceInfo] = &[&idx::IDX, &npy::NPY, &npz::NPZ, &folder:
 pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Dataset> {
     let path = path.as_ref();
     let (is_dir, head) = input::look(path)?;
-    let probe = Probe { path, is_dir, head: &head };
+    let probe = Probe { path, is_dir, head: &head, options };
     let name = plain_name(path);
     let by_ending = |s: &&&SourceInfo| !is_dir && s.extensions.iter().any(|e| name.ends_with(e));
     let found = match &options.format {

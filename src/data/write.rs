@@ -1,6 +1,6 @@
-//! Writing arrays and images: npy, PNG, grids of images. Files appear whole or not at all.
+//! Writing arrays, tables and images: npy, CSV, PNG, grids of images. Files appear whole or not at all.
 
-use super::data;
+use super::{Schema, data};
 use crate::error::Result;
 use crate::files::write_atomic;
 use crate::tensor::{DType, NewTensor, Tensor};
@@ -29,6 +29,25 @@ pub fn write_npy(path: impl AsRef<Path>, values: &Tensor) -> Result<()> {
     bytes.extend_from_slice(&(header.len() as u16).to_le_bytes());
     bytes.extend_from_slice(header.as_bytes());
     bytes.extend_from_slice(values.as_bytes());
+    write_atomic(path, &bytes)
+}
+
+/// Writes rows (N, D) as a CSV table with the names and texts of `schema`, which reads back as the same table.
+///
+/// # Errors
+/// When the schema has another number of columns or the file cannot be written.
+pub fn write_csv(path: impl AsRef<Path>, values: &Tensor, schema: &Schema) -> Result<()> {
+    let (path, d, columns) = (path.as_ref(), values.shape()[values.rank() - 1], &schema.columns);
+    if columns.len() != d {
+        return Err(data(path, format_args!("{d} numbers per row for {} columns", columns.len())));
+    }
+    let broken = |e: csv::Error| data(path, e);
+    let mut out = csv::Writer::from_writer(Vec::new());
+    out.write_record(columns.iter().map(|c| &c.name)).map_err(broken)?;
+    for row in values.to_f64_vec().chunks_exact(d) {
+        out.write_record(columns.iter().zip(row).map(|(c, x)| c.kind.text(*x))).map_err(broken)?;
+    }
+    let bytes = out.into_inner().map_err(|e| data(path, e.to_string()))?;
     write_atomic(path, &bytes)
 }
 

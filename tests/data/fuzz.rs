@@ -23,8 +23,16 @@ static VALID: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
         ("j.jpg", jpeg.into_inner()),
         ("c.csv", TABLE.to_vec()),
         ("d.csv.gz", gz(TABLE)),
+        ("s.csv", b"timestamp,a\n2014-07-01 00:00,1\n2014-07-01 01:00,2.5\n2014-07-01 02:00,3\n2014-07-01 03:00,-4\n".to_vec()),
+        ("s.txt", b"to be, or not to be\nthat is\n".to_vec()),
+        ("s.wav", wav(1, 2, 16, &ramp(64))),
     ]
 });
+
+/// Sequences are cut into short windows.
+fn reading(name: &str) -> ReadOptions {
+    ReadOptions { window: name.starts_with("s.").then_some(3), ..Default::default() }
+}
 
 /// A table with a column of every kind.
 const TABLE: &[u8] = b"x,colour,when,on,n\n1.5,red,2014-07-01,true,3\n-2,\"blue, dark\",2014-07-02 10:00,false,NA\n\n0,red,,yes,1e3\n";
@@ -108,7 +116,7 @@ proptest! {
         damages.iter().for_each(|d| d.apply(&mut bytes));
         let folder = TempDir::new().unwrap();
         let path = put(&folder, name, &bytes);
-        match data::open(&path, &ReadOptions { limit, ..Default::default() }) {
+        match data::open(&path, &ReadOptions { limit, ..reading(name) }) {
             Ok(set) => prop_assert!(!set.is_empty() && whole(&set)),
             Err(error) => prop_assert!(error.to_string().contains(name), "{} not named: {}", name, error),
         }
@@ -123,7 +131,7 @@ proptest! {
         let folder = TempDir::new().unwrap();
         // Behind a right magic number, so that the source's own checks are reached.
         let path = put(&folder, name, &[&valid[..8.min(valid.len())], &bytes].concat());
-        let _ = open(&path);
+        let _ = data::open(&path, &reading(name));
     }
 }
 
@@ -131,7 +139,7 @@ proptest! {
 fn undamaged_files_are_read() {
     let folder = TempDir::new().unwrap();
     for (name, bytes) in VALID.iter() {
-        let set = open(&put(&folder, name, bytes)).unwrap_or_else(|e| panic!("{e}"));
+        let set = data::open(put(&folder, name, bytes), &reading(name)).unwrap_or_else(|e| panic!("{e}"));
         assert!(!set.is_empty());
     }
 }

@@ -4,6 +4,7 @@ mod bad;
 mod fuzz;
 mod prepare;
 mod real;
+mod sequences;
 mod tables;
 
 use std::io::Write;
@@ -37,6 +38,19 @@ fn npy(dictionary: &str, elements: &[u8]) -> Vec<u8> {
 
 fn npy_of(descr: &str, shape: &str, elements: &[u8]) -> Vec<u8> {
     npy(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n"), elements)
+}
+
+/// A WAV file of this format, channels and bits.
+fn wav(kind: u16, channels: u16, bits: u16, frames: &[u8]) -> Vec<u8> {
+    let frame = channels * bits / 8;
+    let mut bytes = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0".to_vec();
+    [kind, channels].iter().for_each(|w| bytes.extend(w.to_le_bytes()));
+    [8000u32, 8000 * u32::from(frame)].iter().for_each(|w| bytes.extend(w.to_le_bytes()));
+    [frame, bits].iter().for_each(|w| bytes.extend(w.to_le_bytes()));
+    bytes.extend(b"data");
+    bytes.extend((frames.len() as u32).to_le_bytes());
+    bytes.extend(frames);
+    bytes
 }
 
 fn npz(arrays: &[(&str, Vec<u8>)]) -> Vec<u8> {

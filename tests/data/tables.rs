@@ -151,6 +151,19 @@ fn bad_tables() {
     refused(many.as_bytes(), small, ErrorKind::Data, &["allowed in memory"]);
 }
 
+#[test]
+fn written_tables_are_read_back() {
+    let folder = TempDir::new().unwrap();
+    let set = open(&put(&folder, "train.csv", TRAIN.as_bytes())).unwrap();
+    let schema = set.schema.clone().unwrap();
+    let path = folder.path().join("again.csv");
+    data::write_csv(&path, &set.values, &schema).unwrap();
+    let again = with(ReadOptions { schema: Some(schema.clone()), ..Default::default() })(&path).unwrap();
+    assert_eq!(again.values.as_bytes(), set.values.as_bytes());
+    let error = data::write_csv(&path, &set.values, &Schema::numeric(2)).unwrap_err().to_string();
+    assert!(error.contains("again.csv") && error.contains("6 numbers"), "{error}");
+}
+
 /// 494,021 connections with three columns of words, without a header.
 #[test]
 fn connections() {
