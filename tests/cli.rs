@@ -270,3 +270,77 @@ fn bench_prints_one_line() {
         assert_eq!(line["name"], name);
     }
 }
+
+/// A text from training to samples, and the windows of a series with their times.
+#[test]
+fn sequences_go_through_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("poem.txt"), "to be, or not to be, that is the question: ".repeat(40)).unwrap();
+    let small =
+        ["--set", "channels=16", "--set", "skip=16", "--set", "layers=2", "--set", "train.epochs=1", "-q"];
+    let (poem, out) = (path("poem.txt"), path("poem-model"));
+    let train = ["train", "causal_cnn256", "--data", text(&poem), "--window", "20", "--out", text(&out)];
+    succeeds(&[&train[..], &small].concat());
+    let scores = succeeds(&["score", text(&out), text(&poem), "--scorer", "nll", "-q"]);
+    assert!(scores.starts_with("index,nats") && scores.lines().count() == 1 + 1720 / 20, "{scores}");
+    let drawn = path("drawn.txt");
+    succeeds(&["sample", text(&out), "-n", "3", "--out", text(&drawn)]);
+    assert!(std::fs::read(&drawn).unwrap().len() > 3);
+    fails(&["sample", text(&out), "--out", "x.csv"], 2, &["not rows of a table"]);
+
+    let rows: String = (0..400).map(|t| format!("{t},{}\n", (t as f64 * 0.3).sin())).collect();
+    std::fs::write(path("wave.csv"), format!("time,v\n{rows}")).unwrap();
+    let (wave, out) = (path("wave.csv"), path("wave-model"));
+    let shown = succeeds(&["info", text(&wave)]);
+    assert!(shown.contains("time") && shown.contains("numeric") && shown.contains("0 to 399"), "{shown}");
+    let train = [
+        "train",
+        "causal_cnn_series",
+        "--data",
+        text(&wave),
+        "--window",
+        "10",
+        "--stride",
+        "5",
+        "--out",
+        text(&out),
+    ];
+    succeeds(&[&train[..], &small].concat());
+    let scores = succeeds(&["score", text(&out), text(&wave), "--scorer", "nll", "-q"]);
+    assert!(
+        scores.starts_with("time,index,nats") && scores.lines().nth(2).unwrap().starts_with("10,1,"),
+        "{scores}"
+    );
+}
+
+/// A table with every kind of column: trained, scored in another order of columns, drawn.
+#[test]
+fn tables_go_through_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let row = |i: usize| {
+        let colour = ["red", "green", "blue"][i * i % 7 % 3];
+        let size =
+            if i.is_multiple_of(11) { "NA".to_string() } else { format!("{}", (i as f64 * 0.7).sin()) };
+        format!("{size},{colour},2014-07-{:02},{},{}\n", i % 28 + 1, i.is_multiple_of(2), i % 5)
+    };
+    let rows: String = (0..300).map(row).collect();
+    std::fs::write(path("train.csv"), format!("size,colour,day,on,y\n{rows}")).unwrap();
+    std::fs::write(
+        path("new.csv"),
+        "on,colour,day,size,extra\ntrue,red,2014-07-03,0.5,1\nfalse,mauve,2014-07-04,NA,2\n",
+    )
+    .unwrap();
+    let (table, new, out, drawn) = (path("train.csv"), path("new.csv"), path("model"), path("drawn.csv"));
+    let small = ["--set", "hidden=[16]", "--set", "train.steps=30", "-q"];
+    let train = ["train", "made", "--data", text(&table), "--label", "y", "--out", text(&out)];
+    succeeds(&[&train[..], &small].concat());
+    fails(&["score", text(&out), text(&new)], 1, &["new.csv", "line 3", "mauve", "--unseen"]);
+    succeeds(&[&train[..], &small, &["--unseen", "--overwrite"]].concat());
+    let scores = succeeds(&["score", text(&out), text(&new), "--scorer", "nll", "-q"]);
+    assert_eq!(scores.lines().count(), 3, "{scores}");
+    succeeds(&["sample", text(&out), "-n", "20", "--out", text(&drawn)]);
+    let again = succeeds(&["score", text(&out), text(&drawn), "--scorer", "nll", "-q"]);
+    assert_eq!(again.lines().count(), 21, "{again}");
+}

@@ -55,6 +55,13 @@ const WORKLOADS: &[Workload] = &[
     Workload { name: "glow28", preset: "glow28", set: &["prepare=[]"], batch: 64, task: Task::TrainUniform },
     Workload { name: "pixelcnn28", preset: "pixelcnn28", set: &[], batch: 32, task: Task::TrainBytes },
     Workload { name: "nsf_tab21", preset: "nsf_tab21", set: &[], batch: 512, task: Task::TrainNormal },
+    Workload {
+        name: "transformer256",
+        preset: "transformer256",
+        set: &[],
+        batch: 16,
+        task: Task::TrainBytes,
+    },
     Workload { name: "pixelcnn28_sample", preset: "pixelcnn28", set: &[], batch: 16, task: Task::Sample },
 ];
 

@@ -86,7 +86,7 @@ fn page(args: &Args, common: &Common, model: &Path, background: Option<&Path>) -
     let mut judges = open(model, background)?;
     judges.cache = args.cache.clone();
     let open = |path: &PathBuf| {
-        let data = args.reading.open_for(path, &judges.model.meta)?;
+        let data = args.reading.open_for(path, &judges.model)?;
         judges.model.model.input().check(&data)?;
         Ok(data)
     };

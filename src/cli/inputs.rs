@@ -4,7 +4,8 @@ use super::{Common, progress};
 use crate::data::{self, Dataset, ReadOptions, Schema, Wish};
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::models::file::{self, Meta, ModelFile};
+use crate::models::file::{self, ModelFile};
+use crate::tensor::DType;
 use crate::train::{Evaluate, LogProbs, log_probs_while};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ pub struct Reading {
     /// Keep only the first N examples of each data set
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// The array to read from npz files
+    /// The array to read from npz files; `file.npz[NAME]` chooses it for one file
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// The array of labels in npz files, or the column of labels in tables
@@ -27,6 +28,15 @@ pub struct Reading {
     /// Give categorical columns a level for values that are not in the training data, instead of refusing them later
     #[arg(long)]
     unseen: bool,
+    /// Cut text and series into windows of N steps [default: 256 bytes; of a model, what it was trained on]
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// Steps from one window to the next [default: as many as a window has]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// One example per line of a text, cut or filled up to the window
+    #[arg(long)]
+    lines: bool,
     /// Read files as this format (`list sources`), whatever they look like
     #[arg(long, value_name = "NAME")]
     format: Option<String>,
@@ -41,18 +51,35 @@ fn column(text: &str) -> std::result::Result<(String, Wish), String> {
 impl Reading {
     /// Reads `path`.
     pub fn open(&self, path: &Path) -> Result<Dataset> {
-        data::open(path, &self.options())
+        self.read(path, self.options())
     }
 
-    /// Reads `path` as a model with this description expects it: a table in the columns that it was trained on.
-    pub fn open_for(&self, path: &Path, meta: &Meta) -> Result<Dataset> {
-        let schema = meta.data.as_ref().and_then(|d| d.schema.clone());
-        self.open_like(path, schema.map(Arc::new))
+    /// Reads `path` as this model expects it: a table in the columns that it was trained on, a sequence in windows of
+    /// its length.
+    pub fn open_for(&self, path: &Path, file: &ModelFile) -> Result<Dataset> {
+        let input = file.model.input();
+        let window = match *input.shape {
+            [time] if input.dtypes[0] == DType::U8 => Some(time),
+            [time, _] => Some(time),
+            _ => None,
+        };
+        let schema = file.meta.data.as_ref().and_then(|d| d.schema.clone());
+        let window = self.window.or(window);
+        self.read(path, ReadOptions { schema: schema.map(Arc::new), window, ..self.options() })
     }
 
     /// Reads `path`, a table in the columns of `schema`.
     pub fn open_like(&self, path: &Path, schema: Option<Arc<Schema>>) -> Result<Dataset> {
-        data::open(path, &ReadOptions { schema, ..self.options() })
+        self.read(path, ReadOptions { schema, ..self.options() })
+    }
+
+    /// Reads `path`; `file.npz[NAME]` is the array NAME in it, as messages call it.
+    fn read(&self, path: &Path, options: ReadOptions) -> Result<Dataset> {
+        let text = path.to_str().filter(|_| !path.exists());
+        match text.and_then(|t| t.strip_suffix(']')).and_then(|t| t.rsplit_once('[')) {
+            Some((file, key)) => data::open(file, &ReadOptions { key: Some(key.to_string()), ..options }),
+            None => data::open(path, &options),
+        }
     }
 
     fn options(&self) -> ReadOptions {
@@ -63,6 +90,9 @@ impl Reading {
             labels: self.labels.clone(),
             columns: self.columns.clone(),
             unseen: self.unseen,
+            window: self.window,
+            stride: self.stride,
+            lines: self.lines,
             ..Default::default()
         }
     }

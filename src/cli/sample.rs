@@ -1,8 +1,9 @@
 //! `sample`: draw from a model.
 
 use super::{Common, inputs, output};
-use crate::data;
+use crate::data::{self, Schema};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files;
 use crate::models::SampleOptions;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
@@ -18,7 +19,7 @@ pub struct Args {
     /// How many
     #[arg(short, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
-    /// Where they go: .png (images side by side) or .npy
+    /// Where they go: .png (images side by side), .csv (tables), .txt (bytes, one sample after another) or .npy
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Below 1: closer to what is most likely
@@ -32,11 +33,11 @@ pub struct Args {
 /// Draws and writes.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
-    let png = match args.out.extension().and_then(|e| e.to_str()) {
-        Some("png") => true,
-        Some("npy") => false,
-        _ => return usage(format!("--out {}: expected a name ending in .png or .npy", args.out.display())),
-    };
+    let ending = args.out.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    if !["png", "npy", "csv", "txt"].contains(&ending) {
+        let out = args.out.display();
+        return usage(format!("--out {out}: expected a name ending in .png, .csv, .txt or .npy"));
+    }
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return usage(format!("--temperature {}: expected a number above 0", args.temperature));
     }
@@ -51,21 +52,35 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             Some(_) => {}
         }
     }
-    if png && !(input.shape.len() == 3 && matches!(input.shape[2], 1 | 3)) {
-        return usage(format!(
-            "--out: the model draws examples {:?}, not images; expected a .npy",
-            input.shape
-        ));
+    let (shape, tokens) = (&input.shape[..], input.dtypes[0] == DType::U8);
+    let (fits, what) = match ending {
+        "png" => (matches!(shape, [_, _, 1 | 3]), "images"),
+        "csv" => (shape.len() == 1 && !tokens, "rows of a table"),
+        "txt" => (shape.len() == 1 && tokens && input.levels == 256, "texts"),
+        _ => (true, ""),
+    };
+    if !fits {
+        return usage(format!("--out: the model draws examples {shape:?}, not {what}; expected a .npy"));
     }
     let options = SampleOptions { temperature: args.temperature, label: args.label };
     let mut rng = Philox::new(common.seed.unwrap_or(file.meta.seed)).fork(SAMPLES);
     let drawn = file.model.sample(args.n as usize, &options, &mut rng)?;
-    if png {
-        data::write_png(&args.out, &bytes(&drawn), (args.n as f64).sqrt().ceil() as usize)?;
-    } else {
-        data::write_npy(&args.out, &drawn)?;
+    match ending {
+        "png" => data::write_png(&args.out, &bytes(&drawn), (args.n as f64).sqrt().ceil() as usize)?,
+        "csv" => {
+            let schema = file.meta.data.and_then(|d| d.schema);
+            data::write_csv(&args.out, &drawn, &schema.unwrap_or_else(|| Schema::numeric(shape[0])))?;
+        }
+        "txt" => files::write_atomic(&args.out, &texts(&drawn))?,
+        _ => data::write_npy(&args.out, &drawn)?,
     }
     output::print(&format!("{}\n", args.out.display()))
+}
+
+/// Samples of bytes, each on lines of its own; zero bytes, which fill up lines, are left out.
+fn texts(drawn: &Tensor) -> Vec<u8> {
+    let rows = drawn.as_slice::<u8>().chunks_exact(drawn.shape()[1]);
+    rows.flat_map(|row| row.iter().copied().filter(|&b| b != 0).chain([b'\n'])).collect()
 }
 
 /// Images as bytes: those of models of fractions in [0, 1] are multiplied by 255.

@@ -58,6 +58,9 @@ pub struct Args {
 /// One example.
 #[derive(Default, Serialize)]
 pub struct Line {
+    /// When the example began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
     pub index: usize,
     pub nats: f64,
     pub bits_per_dim: f64,
@@ -106,12 +109,12 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         })?,
     };
     let stdin = args.data == Path::new("-");
-    let data = if stdin { None } else { Some(args.reading.open_for(&args.data, &judges.model.meta)?) };
+    let data = if stdin { None } else { Some(args.reading.open_for(&args.data, &judges.model)?) };
     data.as_ref().map(|data| input.check(data)).transpose()?;
     let reference = match &args.reference {
         Some(path) => {
             let reference =
-                know(&judges, common, args.reading.open_for(path, &judges.model.meta)?, &needs(&[scorer]))?;
+                know(&judges, common, args.reading.open_for(path, &judges.model)?, &needs(&[scorer]))?;
             scorer.applies(&reference)?;
             calibrate(&reference, &|info| info.name == scorer.name)?
         }
@@ -154,7 +157,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if common.json {
         return output::print(&output::json_lines(&lines)?);
     }
-    let mut text = header(args.explain.is_some());
+    let mut text = header(known.data().times.is_some(), args.explain.is_some());
     lines.iter().for_each(|line| csv(&mut text, line));
     output::print(&text)
 }
@@ -188,16 +191,17 @@ fn decider(args: &Args, common: &Common, calibration: Calibration) -> Result<Dec
 }
 
 /// The first line of a CSV.
-pub fn header(explained: bool) -> String {
-    let more = if explained { ",explanation" } else { "" };
-    format!("index,nats,bits_per_dim,score,p_value,decision{more}\n")
+pub fn header(timed: bool, explained: bool) -> String {
+    let (time, more) = (if timed { "time," } else { "" }, if explained { ",explanation" } else { "" });
+    format!("{time}index,nats,bits_per_dim,score,p_value,decision{more}\n")
 }
 
 /// Adds one line of CSV.
 pub fn csv(text: &mut String, l: &Line) {
     let cell = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
     let (score, p, decision) = (cell(l.score), cell(l.p_value), l.decision.unwrap_or_default());
-    let _ = write!(text, "{},{},{},{score},{p},{decision}", l.index, l.nats, l.bits_per_dim);
+    let time = l.time.as_ref().map_or(String::new(), |time| format!("{time},"));
+    let _ = write!(text, "{time}{},{},{},{score},{p},{decision}", l.index, l.nats, l.bits_per_dim);
     if let Some(parts) = &l.explanation {
         let parts: Vec<String> = parts
             .iter()
@@ -217,7 +221,9 @@ fn uncalibrated(scorer: &str) -> Error {
 
 fn judge(known: &Evidence, decider: Option<&Decider>) -> Result<Vec<Line>> {
     let dims = known.data().dims();
+    let times = known.data().times.as_ref();
     let line = |(index, &nats): (usize, &f64)| Line {
+        time: times.map(|times| times[index].clone()),
         index,
         nats,
         bits_per_dim: bits_per_dim(nats, dims),

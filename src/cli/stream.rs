@@ -59,7 +59,7 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
         Err(e) => Err(Error::io("standard output", e)),
         Ok(()) => Ok(true),
     };
-    if !options.json && !emit(&header(false))? {
+    if !options.json && !emit(&header(false, false))? {
         return Ok(());
     }
     loop {
