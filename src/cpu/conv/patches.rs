@@ -17,41 +17,77 @@ impl<E: Elem> Source<E::Acc> for Patches<'_, E> {
         vectorize(
             #[inline(always)]
             || {
-                let zero = <E::Acc as Plain>::from_f64(0.0);
                 let Conv { size: (h, w), cin, out: (oh, ow), stride, .. } = *self.conv;
-                let (mut b, mut oy, mut ox) = (r0 / (oh * ow), r0 / ow % oh, r0 % ow);
-                for i in 0..rows {
-                    let row = &mut out[i * ld..i * ld + cols];
-                    let mut at = 0;
-                    while at < cols {
-                        let (t, ci) = ((c0 + at) / cin, (c0 + at) % cin);
-                        let run = (cin - ci).min(cols - at);
-                        let (dy, dx) = self.conv.taps[t];
-                        let (y, x) = ((oy * stride) as isize + dy, (ox * stride) as isize + dx);
-                        let to = &mut row[at..at + run];
-                        if y >= 0 && y < h as isize && x >= 0 && x < w as isize {
-                            let from = ((b * h + y as usize) * w + x as usize) * cin + ci;
-                            let from = &self.x[from..from + run];
-                            for (o, x) in to.iter_mut().zip(from) {
-                                *o = x.load();
-                            }
+                // Tap by tap, and along each row of the image at once: nothing is decided per pixel.
+                let mut at = 0;
+                while at < cols {
+                    let (t, ci) = ((c0 + at) / cin, (c0 + at) % cin);
+                    let run = (cin - ci).min(cols - at);
+                    let (dy, dx) = self.conv.taps[t];
+                    let (lo, hi) = inside(dx, w, ow, stride);
+                    let (mut b, mut oy, mut ox) = (r0 / (oh * ow), r0 / ow % oh, r0 % ow);
+                    let mut i = 0;
+                    while i < rows {
+                        let span = (ow - ox).min(rows - i);
+                        let y = (oy * stride) as isize + dy;
+                        let (lo, hi) = if y >= 0 && y < h as isize {
+                            (lo.clamp(ox, ox + span), hi.clamp(ox, ox + span))
                         } else {
-                            to.fill(zero);
+                            (ox, ox)
+                        };
+                        let line = &mut out[i * ld + at..];
+                        clear(line, 0..lo - ox, run, ld);
+                        if lo < hi {
+                            let x = (lo * stride) as isize + dx;
+                            let from = ((b * h + y as usize) * w + x as usize) * cin + ci;
+                            for (k, from) in self.x[from..].chunks(stride * cin).take(hi - lo).enumerate() {
+                                copy(&from[..run], &mut line[(lo - ox + k) * ld..][..run]);
+                            }
                         }
-                        at += run;
-                    }
-                    ox += 1;
-                    if ox == ow {
+                        clear(line, hi.max(lo) - ox..span, run, ld);
+                        i += span;
                         ox = 0;
                         oy += 1;
+                        if oy == oh {
+                            oy = 0;
+                            b += 1;
+                        }
                     }
-                    if oy == oh {
-                        oy = 0;
-                        b += 1;
-                    }
+                    at += run;
                 }
             },
         )
+    }
+}
+
+/// The outputs lo..hi of a row of `ow` that a tap at `dx` reads inside an image `w` wide.
+#[inline(always)]
+fn inside(dx: isize, w: usize, ow: usize, stride: usize) -> (usize, usize) {
+    let lo = ((-dx).max(0) as usize).div_ceil(stride).min(ow);
+    (lo, ((w as isize - dx).max(0) as usize).div_ceil(stride).clamp(lo, ow))
+}
+
+/// Zeroes the first `run` of every row in `rows`.
+#[inline(always)]
+fn clear<T: Plain>(out: &mut [T], rows: std::ops::Range<usize>, run: usize, ld: usize) {
+    for i in rows {
+        out[i * ld..][..run].fill(T::from_f64(0.0));
+    }
+}
+
+/// In whole vectors: the usual runs are 16 to 128 numbers long, too short for the loops that compilers unroll.
+#[inline(always)]
+fn copy<E: Elem>(from: &[E], to: &mut [E::Acc]) {
+    const LANES: usize = 16;
+    let (from, from_rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    for (to, from) in to.iter_mut().zip(from) {
+        for j in 0..LANES {
+            to[j] = from[j].load();
+        }
+    }
+    for (to, from) in to_rest.iter_mut().zip(from_rest) {
+        *to = from.load();
     }
 }
 
@@ -86,9 +122,7 @@ impl<T: Plain> Source<T> for Planes<'_, T> {
                 for i in 0..rows {
                     let (t, ci) = ((r0 + i) / cin, (r0 + i) % cin);
                     let (dy, dx) = self.conv.taps[t];
-                    // Outputs lo..hi of a row read inside the image.
-                    let lo = ((-dx).max(0) as usize).div_ceil(stride).min(ow);
-                    let hi = ((w as isize - dx).max(0) as usize).div_ceil(stride).clamp(lo, ow);
+                    let (lo, hi) = inside(dx, w, ow, stride);
                     let row = &mut out[i * ld..i * ld + cols];
                     let (mut b, mut oy, mut ox) = (c0 / (oh * ow), c0 / ow % oh, c0 % ow);
                     let mut at = 0;
