@@ -124,9 +124,6 @@ impl<'a, W: Word> Product<'a, W> {
         let (word, acc) = (size_of::<W>(), size_of::<W::Acc>());
         let mut buffer = None;
         let simple = matches!(out.act, Act::None | Act::Relu);
-        let bare = out.alpha == 1.0
-            && out.act != Act::Relu
-            && [out.bias, out.residual, out.gate].iter().all(Option::is_none);
         for (kb, right) in rights.iter().enumerate() {
             let a = left(&self.a, (r0, rows), (right.k0, right.kc), rights.len() == 1, &mut buffer);
             let last = kb + 1 == rights.len();
@@ -157,7 +154,6 @@ impl<'a, W: Word> Product<'a, W> {
                             c: unsafe { out.c.0.add(corner) }.cast(),
                             c_row: out.ld * acc,
                             cols,
-                            plain: cols == vectors * kernels.lanes && (bare || !last && out.alpha == 1.0),
                             alpha: out.alpha,
                             accumulate: out.accumulate || kb > 0,
                             bias: aside(out.bias, last, col),

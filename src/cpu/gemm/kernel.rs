@@ -64,8 +64,6 @@ pub(crate) struct Tile {
     pub next_c: *const u8,
     /// Valid columns of the tile.
     pub cols: usize,
-    /// Nothing but the sum goes to C, and the columns are whole vectors.
-    pub plain: bool,
     pub alpha: f64,
     /// Add to C (after the first block of k, or beta = 1).
     pub accumulate: bool,
@@ -176,47 +174,73 @@ pub(super) unsafe fn tile<D: Dot, const MR: usize, const NV: usize>(t: &Tile) {
             unroll!(6, MR.div_ceil(4), g, a[g] = a[g].add(t.a_step));
             b = b.add(t.b_step);
         }
-        if t.plain {
+        if t.cols == NV * lanes {
+            finish::<D, MR, NV>(acc, t, lanes);
+        } else {
+            finish::<D, MR, NV>(acc, t, t.cols - (NV - 1) * lanes);
+        }
+    }
+}
+
+/// From the sums to C. One decision per tile and part, and whole vectors without masks: a short k leaves little time to
+/// hide either. `last` is the number of columns in the last vector.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn finish<D: Dot, const MR: usize, const NV: usize>(
+    mut acc: [[<<D as Dot>::L as Lanes>::V; NV]; MR],
+    t: &Tile,
+    last: usize,
+) {
+    type Acc<D> = <<D as Dot>::L as Lanes>::Acc;
+    let lanes = <D::L as Lanes>::LANES;
+    // Columns of vector j, and the place of (i, j) behind a corner.
+    macro_rules! width {
+        ($j:expr) => {
+            if $j + 1 < NV { lanes } else { last }
+        };
+    }
+    macro_rules! at {
+        ($corner:expr, $i:expr, $j:expr) => {
+            $corner.add($j * lanes * size_of::<Acc<D>>() + $i * t.c_row).cast()
+        };
+    }
+    // SAFETY: the caller's promise covers every access below.
+    unsafe {
+        if t.alpha != 1.0 {
+            let alpha = D::L::splat(Acc::<D>::from_f64(t.alpha));
+            unroll!(3, NV, j, unroll!(24, MR, i, acc[i][j] = D::L::mul(acc[i][j], alpha)));
+        }
+        if t.accumulate {
             unroll!(3, NV, j, {
-                let at = j * lanes * size_of::<Acc<D>>();
+                unroll!(24, MR, i, acc[i][j] = D::L::add(acc[i][j], D::L::load(at!(t.c, i, j), width!(j))));
+            });
+        }
+        if !t.bias.is_null() {
+            unroll!(3, NV, j, {
+                let bias = D::L::load(at!(t.bias, 0, j), width!(j));
+                unroll!(24, MR, i, acc[i][j] = D::L::add(acc[i][j], bias));
+            });
+        }
+        if !t.residual.is_null() {
+            unroll!(3, NV, j, {
                 unroll!(24, MR, i, {
-                    let c = t.c.add(at + i * t.c_row).cast();
-                    let mut v = acc[i][j];
-                    if t.accumulate {
-                        v = D::L::add(v, D::L::load(c, lanes));
-                    }
-                    D::L::store(c, lanes, v);
+                    acc[i][j] = D::L::add(acc[i][j], D::L::load(at!(t.residual, i, j), width!(j)));
                 });
             });
-            return;
         }
-        unroll!(3, NV, j, {
-            let n = if j + 1 < NV { lanes } else { t.cols - (NV - 1) * lanes };
-            let at = j * lanes * size_of::<Acc<D>>();
-            unroll!(24, MR, i, {
-                let at = at + i * t.c_row;
-                let mut v = acc[i][j];
-                if t.alpha != 1.0 {
-                    v = D::L::mul(v, D::L::splat(Acc::<D>::from_f64(t.alpha)));
-                }
-                if t.accumulate {
-                    v = D::L::add(v, D::L::load(t.c.add(at).cast(), n));
-                }
-                if !t.bias.is_null() {
-                    v = D::L::add(v, D::L::load(t.bias.cast::<Acc<D>>().add(j * lanes), n));
-                }
-                if !t.residual.is_null() {
-                    v = D::L::add(v, D::L::load(t.residual.add(at).cast(), n));
-                }
-                if t.relu {
-                    v = D::L::gate(v, v);
-                }
-                if !t.gate.is_null() {
-                    v = D::L::gate(v, D::L::load(t.gate.add(at).cast(), n));
-                }
-                D::L::store(t.c.add(at).cast(), n, v);
+        if t.relu {
+            unroll!(3, NV, j, unroll!(24, MR, i, acc[i][j] = D::L::gate(acc[i][j], acc[i][j])));
+        }
+        if !t.gate.is_null() {
+            unroll!(3, NV, j, {
+                unroll!(24, MR, i, {
+                    acc[i][j] = D::L::gate(acc[i][j], D::L::load(at!(t.gate, i, j), width!(j)));
+                });
             });
-        });
+        }
+        unroll!(3, NV, j, unroll!(24, MR, i, D::L::store(at!(t.c, i, j), width!(j), acc[i][j])));
     }
 }
 
