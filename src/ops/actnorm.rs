@@ -8,7 +8,8 @@
 use super::{Case, OpInfo, binary, cast, normal, shape, unary};
 use crate::autograd::{self, Back, Recipe, record};
 use crate::cpu::{par, simd};
-use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
+use crate::cuda::{self, Gpu, Grid, Kernels};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -17,6 +18,15 @@ pub const OP: OpInfo = OpInfo {
     summary: "shift and scale per channel with log-determinant, its inverse and data-dependent initialisation",
     cases,
 };
+
+const FORWARD: Kernels =
+    Kernels::new("actnorm", ["actnorm_forward_f32", "actnorm_forward_bf16", "actnorm_forward_f16"]);
+const INVERSE: Kernels =
+    Kernels::new("actnorm", ["actnorm_inverse_f32", "actnorm_inverse_bf16", "actnorm_inverse_f16"]);
+const BACKWARD: Kernels =
+    Kernels::new("actnorm", ["actnorm_backward_f32", "actnorm_backward_bf16", "actnorm_backward_f16"]);
+const FINISH: Kernels =
+    Kernels::new("actnorm", ["actnorm_finish_f32", "actnorm_finish_bf16", "actnorm_finish_f16"]);
 
 /// Elements that one pass of a vectorised loop covers at least: the channel values are repeated to this length.
 const PATTERN: usize = 128;
@@ -42,6 +52,9 @@ pub fn actnorm(x: &Tensor, loc: &Tensor, log_scale: &Tensor) -> (Tensor, Tensor)
     let [b, p, c] = layout("actnorm", x, loc, log_scale);
     if autograd::in_higher_order() {
         return composite(x, loc, log_scale);
+    }
+    if let Some(gpu) = cuda::on("actnorm", &[x, loc, log_scale]) {
+        return launch(gpu, x, loc, log_scale, [b, p, c]);
     }
     if let Some([wide, loc, log_scale]) = cast::widened([x, loc, log_scale]) {
         let (y, logdet) = actnorm(&wide, &loc, &log_scale);
@@ -70,9 +83,15 @@ pub fn actnorm(x: &Tensor, loc: &Tensor, log_scale: &Tensor) -> (Tensor, Tensor)
 /// When shapes or dtypes do not fit.
 #[track_caller]
 pub fn inverse(y: &Tensor, loc: &Tensor, log_scale: &Tensor) -> Tensor {
-    layout("actnorm inverse", y, loc, log_scale);
+    let [b, p, c] = layout("actnorm inverse", y, loc, log_scale);
     if autograd::is_recording(&[y, loc, log_scale]) {
         return composite_inverse(y, loc, log_scale);
+    }
+    if let Some(gpu) = cuda::on("actnorm inverse", &[y, loc, log_scale]) {
+        let (v, grid, rows) = walk(b * p, c, y.dtype());
+        let x = gpu.empty(y.shape(), y.dtype());
+        gpu.launch(INVERSE.of(y.dtype()), grid, &[&x, y, loc, log_scale, &rows, &(c as i32), &v]);
+        return x.finish();
     }
     if let Some([wide, loc, log_scale]) = cast::widened([y, loc, log_scale]) {
         return cast::cast(&inverse(&wide, &loc, &log_scale), y.dtype());
@@ -81,6 +100,46 @@ pub fn inverse(y: &Tensor, loc: &Tensor, log_scale: &Tensor) -> Tensor {
         let (shift, scale) = (pattern::<T>(loc, |v| v), pattern::<T>(log_scale, |v| (-v).exp()));
         map::<T>(y, &shift, &scale, |y, shift, scale| y * scale - shift)
     })
+}
+
+/// Vector width, grid and rows for kernels/actnorm.cu; the number of blocks depends on the sizes alone.
+fn walk(rows: usize, c: usize, dtype: DType) -> (i32, Grid, i64) {
+    let v = [8, 4, 2].into_iter().find(|v| v * dtype.size() <= 16 && c.is_multiple_of(*v)).unwrap_or(1);
+    let vectors = c / v;
+    let down = 256 / vectors.min(256);
+    let blocks = rows.div_ceil(down * 8).clamp(1, 256) as u32;
+    let grid = Grid { blocks: [blocks, vectors.div_ceil(256) as u32, 1], threads: [256, 1, 1], shared: 0 };
+    (v as i32, grid, rows as i64)
+}
+
+fn launch(gpu: Gpu, x: &Tensor, loc: &Tensor, log_scale: &Tensor, [b, p, c]: [usize; 3]) -> (Tensor, Tensor) {
+    let (v, grid, rows) = walk(b * p, c, x.dtype());
+    let [examples, positions, channels] = [b, p, c].map(|n| n as i32);
+    let (y, logdet) = (gpu.empty(x.shape(), x.dtype()), gpu.empty([b], x.dtype()));
+    gpu.launch(
+        FORWARD.of(x.dtype()),
+        grid,
+        &[&y, &logdet, x, loc, log_scale, &rows, &channels, &examples, &positions, &v],
+    );
+    let scale = log_scale.detach();
+    let recipe = Recipe::fused("actnorm").keeping_outputs();
+    let outputs = [y.finish(), logdet.finish()];
+    let [y, logdet] = record(recipe, &[x, loc, log_scale], outputs, move |back| {
+        let (g, gl, y) = (back.grad(0), back.grad(1), back.output(0));
+        let dtype = y.dtype();
+        let blocks = grid.blocks[0] as usize;
+        let (dx, partial) = (gpu.empty(y.shape(), dtype), gpu.empty([blocks, 2, c], DType::F32));
+        gpu.launch(BACKWARD.of(dtype), grid, &[&dx, &partial, &g, y, &scale, &rows, &channels, &v]);
+        let (partial, blocks) = (partial.finish(), blocks as i32);
+        let (d_loc, d_scale) = (gpu.empty([c], dtype), gpu.empty([c], dtype));
+        gpu.launch(
+            FINISH.of(dtype),
+            Grid::new(c.div_ceil(128), 128),
+            &[&d_loc, &d_scale, &partial, &scale, &gl, &blocks, &channels, &examples, &positions],
+        );
+        vec![Some(dx.finish()), Some(d_loc.finish()), Some(d_scale.finish())]
+    });
+    (y, logdet)
 }
 
 /// loc and log_scale (C) that give every channel of `x` mean 0 and standard deviation 1; a constant channel

@@ -12,7 +12,8 @@
 use super::{Case, OpInfo, binary, cast, normal, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
-use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic, with_plain};
+use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic, with_plain};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -21,6 +22,17 @@ pub const OP: OpInfo = OpInfo {
     summary: "affine (sigmoid, exp, tanh-bounded) and additive coupling with log-determinant, and its inverse",
     cases,
 };
+
+const FORWARD: Kernels =
+    Kernels::new("coupling", ["coupling_forward_f32", "coupling_forward_bf16", "coupling_forward_f16"]);
+const INVERSE: Kernels =
+    Kernels::new("coupling", ["coupling_inverse_f32", "coupling_inverse_bf16", "coupling_inverse_f16"]);
+const BACKWARD: Kernels =
+    Kernels::new("coupling", ["coupling_backward_f32", "coupling_backward_bf16", "coupling_backward_f16"]);
+const LOGDET: Kernels =
+    Kernels::new("coupling", ["coupling_logdet_f32", "coupling_logdet_bf16", "coupling_logdet_f16"]);
+const RESIZE: Kernels =
+    Kernels::new("coupling", ["coupling_resize_f32", "coupling_resize_bf16", "coupling_resize_f16"]);
 
 /// How the half b is scaled: the function ℓ(s) of the log scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -156,6 +168,61 @@ impl Dims {
     }
 }
 
+/// As `Sizes` in kernels/coupling.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Sizes {
+    examples: i32,
+    positions: i32,
+    channels: i32,
+    kind: i32,
+    vec: i32,
+}
+
+impl Dims {
+    /// The widest vector that divides both halves, and lanes enough for an example; large examples of small batches
+    /// are split.
+    fn launch(&self, kind: Coupling, dtype: DType) -> (Sizes, Grid) {
+        let fits = |v: &usize| {
+            v * dtype.size() <= 16 && self.k.is_multiple_of(*v) && (self.c.is_multiple_of(2) || *v == 1)
+        };
+        let vec = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
+        let [examples, positions, channels, kind, width] =
+            [self.b, self.p, self.c, kind as usize, vec].map(|n| n as i32);
+        let units = self.p * self.k / vec;
+        let (lanes, each) = match units {
+            0..=64 => (8, 32),
+            65..=1024 => (32, 8),
+            _ => (256, 1),
+        };
+        let splits = if self.b < 256 { (units / 2048).clamp(1, 64) } else { 1 };
+        let blocks = [self.b.div_ceil(each) as u32, splits as u32, 1];
+        let grid = Grid { blocks, threads: [lanes, each as u32, 1], shared: 0 };
+        (Sizes { examples, positions, channels, kind, vec: width }, grid)
+    }
+}
+
+fn launch_forward(gpu: Gpu, x: &Tensor, h: &Tensor, kind: Coupling, d: Dims) -> (Tensor, Tensor) {
+    let (sizes, grid) = d.launch(kind, x.dtype());
+    let splits = grid.blocks[1] as usize;
+    let (y, logdet) = (gpu.empty(x.shape(), x.dtype()), gpu.empty([d.b], x.dtype()));
+    let partial = gpu.empty([if splits > 1 { d.b * splits } else { 1 }], DType::F32);
+    gpu.launch(FORWARD.of(x.dtype()), grid, &[&y, &logdet, &partial, x, h, &Struct(sizes)]);
+    if splits > 1 {
+        let partial = partial.finish();
+        let (b, splits) = (d.b as i32, splits as i32);
+        gpu.launch(LOGDET.of(x.dtype()), Grid::flat(d.b), &[&logdet, &partial, &b, &splits]);
+    }
+    (y.finish(), logdet.finish())
+}
+
+fn launch_backward(gpu: Gpu, [g, gl, y, h]: [&Tensor; 4], kind: Coupling, d: Dims) -> Vec<Option<Tensor>> {
+    let (sizes, grid) = d.launch(kind, y.dtype());
+    let (dx, dh) = (gpu.empty(y.shape(), y.dtype()), gpu.empty(h.shape(), y.dtype()));
+    gpu.launch(BACKWARD.of(y.dtype()), grid, &[&dx, &dh, g, gl, y, h, &Struct(sizes)]);
+    vec![Some(dx.finish()), Some(dh.finish())]
+}
+
 /// y = (a, (b + t) e^ℓ(s)) and the log-determinant (B,): x (B, ..., C), h as [`Coupling::outputs`] says.
 ///
 /// # Panics
@@ -166,16 +233,27 @@ pub fn coupling(x: &Tensor, h: &Tensor, kind: Coupling) -> (Tensor, Tensor) {
     if autograd::in_higher_order() {
         return composite(x, h, kind);
     }
-    if let Some([wide, h]) = cast::widened([x, h]) {
+    let gpu = cuda::on("coupling", &[x, h]);
+    if gpu.is_none()
+        && let Some([wide, h]) = cast::widened([x, h])
+    {
         let (y, logdet) = coupling(&wide, &h, kind);
         return (cast::cast(&y, x.dtype()), cast::cast(&logdet, x.dtype()));
     }
-    let (y, logdet) = with_arithmetic!(x.dtype(), T => forward::<T>(x, h, kind, d));
+    let (y, logdet) = match gpu {
+        Some(gpu) => launch_forward(gpu, x, h, kind, d),
+        None => with_arithmetic!(x.dtype(), T => forward::<T>(x, h, kind, d)),
+    };
     let params = h.detach();
     let recipe = Recipe::fused("coupling").keeping_outputs();
     let [y, logdet] = record(recipe, &[x, h], [y, logdet], move |back| {
         let (g, gl) = (back.grad(0), back.grad(1));
-        with_arithmetic!(params.dtype(), T => backward::<T>(&g, &gl, back.output(0), &params, kind, d))
+        match gpu {
+            Some(gpu) => launch_backward(gpu, [&g, &gl, back.output(0), &params], kind, d),
+            None => {
+                with_arithmetic!(params.dtype(), T => backward::<T>(&g, &gl, back.output(0), &params, kind, d))
+            }
+        }
     });
     (y, logdet)
 }
@@ -189,6 +267,12 @@ pub fn inverse(y: &Tensor, h: &Tensor, kind: Coupling) -> Tensor {
     let d = Dims::new("coupling inverse", y, h, kind);
     if autograd::is_recording(&[y, h]) {
         return composite_inverse(y, h, kind);
+    }
+    if let Some(gpu) = cuda::on("coupling inverse", &[y, h]) {
+        let x = gpu.empty(y.shape(), y.dtype());
+        let (sizes, grid) = d.launch(kind, y.dtype());
+        gpu.launch(INVERSE.of(y.dtype()), grid, &[&x, y, h, &Struct(sizes)]);
+        return x.finish();
     }
     if let Some([wide, h]) = cast::widened([y, h]) {
         return cast::cast(&inverse(&wide, &h, kind), y.dtype());
@@ -234,6 +318,12 @@ fn resize_rows(x: &Tensor, to: usize) -> Tensor {
     let from = x.shape()[x.rank() - 1];
     let mut shape = x.shape().to_vec();
     shape[x.rank() - 1] = to;
+    if let Some(gpu) = x.gpu() {
+        let y = gpu.empty(&shape[..], x.dtype());
+        let n = shape.iter().product::<usize>();
+        gpu.launch(RESIZE.of(x.dtype()), Grid::flat(n), &[&y, x, &(n as i64), &(from as i32), &(to as i32)]);
+        return y.finish();
+    }
     with_plain!(x.dtype(), T => {
         let xs = x.as_slice::<T>();
         let mut out = NewTensor::<T>::new(shape);

@@ -11,6 +11,7 @@
 use super::{Case, OpInfo, actnorm::volume, binary, cast, linalg, matmul::matmul, normal, shape, unary};
 use crate::autograd::{self, Back, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels, Optional};
 use crate::random::Philox;
 use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic, with_float};
 
@@ -21,6 +22,31 @@ pub const OP: OpInfo = OpInfo {
     summary: "invertible 1x1 convolution with log-determinant, dense or PLU-parametrised, and its inverse",
     cases,
 };
+
+const MIX: Kernels = Kernels::new(
+    "invertible_conv",
+    ["invertible_conv_mix_f32", "invertible_conv_mix_bf16", "invertible_conv_mix_f16"],
+);
+const BACKWARD: Kernels = Kernels::new(
+    "invertible_conv",
+    ["invertible_conv_backward_f32", "invertible_conv_backward_bf16", "invertible_conv_backward_f16"],
+);
+const FINISH: Kernels = Kernels::new(
+    "invertible_conv",
+    ["invertible_conv_finish_f32", "invertible_conv_finish_bf16", "invertible_conv_finish_f16"],
+);
+const TILED: Kernels = Kernels::new(
+    "invertible_conv",
+    ["invertible_conv_tiled_f32", "invertible_conv_tiled_bf16", "invertible_conv_tiled_f16"],
+);
+const MATRIX_GRAD: Kernels = Kernels::new(
+    "invertible_conv",
+    [
+        "invertible_conv_matrix_grad_f32",
+        "invertible_conv_matrix_grad_bf16",
+        "invertible_conv_matrix_grad_f16",
+    ],
+);
 
 /// Checks the shapes and returns (rows, C).
 #[track_caller]
@@ -53,6 +79,10 @@ pub fn inverse(y: &Tensor, w: &Tensor, loc: Option<&Tensor>) -> Tensor {
     let [_, c] = layout("invertible_conv inverse", y, w, loc);
     if autograd::is_recording(&[y, w]) || loc.is_some_and(|l| autograd::is_recording(&[l])) {
         return composite_inverse(y, w, loc);
+    }
+    if let Some(gpu) = cuda::on("invertible_conv inverse", &[y, w]) {
+        let inverse = linalg::inverse(&w.detach());
+        return launch(gpu, y, &inverse, [None, loc], false);
     }
     if let Some([wide]) = cast::widened([y]) {
         let (w, loc) = (cast::cast(w, wide.dtype()), loc.map(|l| cast::cast(l, wide.dtype())));
@@ -132,6 +162,9 @@ pub(crate) fn mix(x: &Tensor, w: &Tensor, loc: Option<&Tensor>) -> Tensor {
     if autograd::in_higher_order() {
         return composite_mix(x, w, loc);
     }
+    if let Some(gpu) = cuda::on("invertible_conv", &[x, w]) {
+        return mix_on(gpu, x, w, loc);
+    }
     let zeros = Tensor::zeros([c], x.dtype());
     let loc = loc.unwrap_or(&zeros);
     if let Some([wide, w, loc]) = cast::widened([x, w, loc]) {
@@ -150,6 +183,84 @@ pub(crate) fn mix(x: &Tensor, w: &Tensor, loc: Option<&Tensor>) -> Tensor {
         [y],
         move |back| with_arithmetic!(saved.dtype(), T => backward::<T>(back, &saved, &matrix, &shift, c)),
     );
+    y
+}
+
+/// Up to how many channels a block of kernels/invertible_conv.cu holds the matrix: from where the FMA units bind in
+/// f32, and the tensor cores pay in the half types.
+fn fits_a_block(c: usize, dtype: DType) -> bool {
+    c <= if dtype == DType::F32 { 64 } else { 32 }
+}
+
+/// Grid of the kernels that hold the matrix, with `tiles` tiles of rows in shared memory, and at most `most` blocks.
+fn held(rows: usize, c: usize, tiles: usize, most: usize) -> Grid {
+    let (groups, pitch) = (c.div_ceil(4), (c.div_ceil(4) | 1) * 4);
+    let tile = 4 * ((256 / groups) & !1);
+    let shared = 4 * (pitch * pitch + 2 * 64 + tiles * tile * pitch);
+    Grid { shared: shared as u32, ..Grid::new(rows.div_ceil(tile).min(most), 256) }
+}
+
+/// Shared memory of a tile of a matrix product: two buffers of two operands, 64 rows by 32 (halves) or 16 (f32).
+const TILE_BYTES: u32 = 2 * 2 * 64 * 40 * 2;
+
+/// out = M (x + before) − after, M = w or its transpose.
+fn launch(
+    gpu: Gpu,
+    x: &Tensor,
+    w: &Tensor,
+    [before, after]: [Option<&Tensor>; 2],
+    transposed: bool,
+) -> Tensor {
+    let (c, dtype) = (w.shape()[0], x.dtype());
+    let rows = x.len() / c;
+    let out = gpu.empty(x.shape(), dtype);
+    let (kernel, grid) = if fits_a_block(c, dtype) {
+        (MIX, held(rows, c, 1, 132 * 16))
+    } else {
+        let blocks = [rows.div_ceil(64) as u32, c.div_ceil(64) as u32, 1];
+        (TILED, Grid { blocks, threads: [128, 1, 1], shared: TILE_BYTES })
+    };
+    let (before, after) = (Optional(before, dtype), Optional(after, dtype));
+    let (n, c, transposed) = (rows as i64, c as i32, i32::from(transposed));
+    gpu.launch(kernel.of(dtype), grid, &[&out, x, w, &before, &after, &n, &c, &transposed]);
+    out.finish()
+}
+
+fn mix_on(gpu: Gpu, x: &Tensor, w: &Tensor, loc: Option<&Tensor>) -> Tensor {
+    let y = launch(gpu, x, w, [loc, None], false);
+    let absent = Tensor::zeros([0], x.dtype());
+    let (saved, matrix, shift) = (x.detach(), w.detach(), loc.map(Tensor::detach));
+    let inputs = [x, w, loc.unwrap_or(&absent)];
+    let [y] = record(Recipe::fused("invertible_conv"), &inputs, [y], move |back| {
+        let (g, c, dtype) = (back.grad(0), matrix.shape()[0], saved.dtype());
+        let (rows, n) = (saved.len() / c, (saved.len() / c) as i64);
+        let (dw, dloc) = (gpu.empty([c, c], dtype), gpu.empty([c], dtype));
+        let loc = Optional(shift.as_ref(), dtype);
+        let fits = fits_a_block(c, dtype);
+        let (dx, partial, blocks) = if fits {
+            let grid = held(rows, c, 2, 256);
+            let blocks = grid.blocks[0] as usize;
+            let (dx, partial) = (gpu.empty(g.shape(), dtype), gpu.empty([blocks, c * c + c], DType::F32));
+            let args: &[&dyn cuda::Arg] = &[&dx, &partial, &g, &saved, &matrix, &loc, &n, &(c as i32)];
+            gpu.launch(BACKWARD.of(dtype), grid, args);
+            (dx.finish(), partial.finish(), blocks)
+        } else {
+            let tiles = c.div_ceil(64);
+            let splits = (264 / (tiles * tiles)).clamp(1, rows.div_ceil(128));
+            let partial = gpu.empty([splits, c, c], DType::F32);
+            let blocks = [tiles as u32, tiles as u32, splits as u32];
+            let grid = Grid { blocks, threads: [128, 1, 1], shared: TILE_BYTES };
+            gpu.launch(MATRIX_GRAD.of(dtype), grid, &[&partial, &g, &saved, &loc, &n, &(c as i32)]);
+            (launch(gpu, &g, &matrix, [None, None], true), partial.finish(), splits)
+        };
+        let grid = Grid::new((c * c).div_ceil(32) + usize::from(fits), 256);
+        let (blocks, channels, with_loc) = (blocks as i32, c as i32, i32::from(fits));
+        let args: &[&dyn cuda::Arg] = &[&dw, &dloc, &partial, &matrix, &blocks, &channels, &with_loc];
+        gpu.launch(FINISH.of(dtype), grid, args);
+        let dloc = (shift.is_some() && back.needs(2))
+            .then(|| if fits { dloc.finish() } else { dx.reshape([rows, c]).sum(&[0]) });
+        vec![Some(dx), Some(dw.finish()), dloc]
+    });
     y
 }
 

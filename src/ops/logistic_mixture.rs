@@ -20,6 +20,7 @@
 use super::{Case, OpInfo, binary, cast::cast, normal, shape, softmax, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
 use crate::tensor::{DType, Float, NewTensor, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -29,6 +30,15 @@ pub const OP: OpInfo = OpInfo {
     summary: "log-likelihood under a discretised mixture of logistics, grey or RGB (PixelCNN++)",
     cases,
 };
+
+const FORWARD: Kernels = Kernels::new(
+    "logistic_mixture",
+    ["logistic_mixture_forward_f32", "logistic_mixture_forward_bf16", "logistic_mixture_forward_f16"],
+);
+const BACKWARD: Kernels = Kernels::new(
+    "logistic_mixture",
+    ["logistic_mixture_backward_f32", "logistic_mixture_backward_bf16", "logistic_mixture_backward_f16"],
+);
 
 const HALF_BIN: f64 = 1.0 / 255.0;
 const LOWEST_LOG_SCALE: f64 = -7.0;
@@ -294,6 +304,9 @@ pub fn logistic_mixture(params: &Tensor, x: &Tensor) -> Tensor {
     if autograd::in_higher_order() {
         return composite(params, x);
     }
+    if let Some(gpu) = cuda::on("logistic_mixture", &[params, x]) {
+        return launch(gpu, params, x, layout);
+    }
     if let DType::BF16 | DType::F16 = params.dtype() {
         return cast(&logistic_mixture(&cast(params, DType::F32), x), params.dtype());
     }
@@ -318,6 +331,33 @@ pub fn logistic_mixture(params: &Tensor, x: &Tensor) -> Tensor {
         });
         y
     })
+}
+
+/// As `Layout` in kernels/logistic_mixture.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct DeviceLayout {
+    pixels: i32,
+    channels: i32,
+    components: i32,
+}
+
+fn launch(gpu: Gpu, params: &Tensor, x: &Tensor, layout: Layout) -> Tensor {
+    let pixels = x.len() / layout.channels;
+    let row = 4 * (layout.params() | 1);
+    let threads = [128, 64].into_iter().find(|t| t * row <= 96 << 10).unwrap_or(32);
+    let grid = Grid { shared: (threads * row) as u32, ..Grid::new(pixels.div_ceil(threads), threads as u32) };
+    let [pixels, channels, components] = [pixels, layout.channels, layout.k].map(|n| n as i32);
+    let sizes = Struct(DeviceLayout { pixels, channels, components });
+    let nats = gpu.empty(&x.shape()[..x.rank() - 1], params.dtype());
+    gpu.launch(FORWARD.of(params.dtype()), grid, &[&nats, params, x, &sizes]);
+    let (saved, bytes) = (params.detach(), x.detach());
+    let [nats] = record(Recipe::fused("logistic_mixture"), &[params], [nats.finish()], move |back| {
+        let d = gpu.empty(saved.shape(), saved.dtype());
+        gpu.launch(BACKWARD.of(saved.dtype()), grid, &[&d, &back.grad(0), &saved, &bytes, &sizes]);
+        vec![Some(d.finish())]
+    });
+    nats
 }
 
 fn backward<T: Float>(layout: Layout, params: &Tensor, x: &Tensor, g: &Tensor) -> Tensor {
@@ -427,9 +467,8 @@ fn cases() -> Vec<Case> {
 }
 
 fn case(name: String, params: Tensor, x: Tensor) -> Case {
-    let again = x.clone();
-    Case::new(name, vec![params], move |p| vec![logistic_mixture(&p[0], &x)])
-        .composite(move |p| vec![composite(&p[0], &again)])
+    Case::new(name, vec![params, x], |p| vec![logistic_mixture(&p[0], &p[1])])
+        .composite(|p| vec![composite(&p[0], &p[1])])
 }
 
 #[cfg(test)]

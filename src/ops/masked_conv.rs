@@ -9,9 +9,10 @@
 
 use super::conv::{self, ConvSpec, Weights};
 use super::{Case, OpInfo, binary, normal};
-use crate::autograd;
+use crate::autograd::{self, Recipe, record};
 use crate::cpu::conv::Conv;
 use crate::cpu::gemm::Act;
+use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Output, Struct};
 use crate::tensor::{DType, Tensor};
 use std::sync::Arc;
 
@@ -22,6 +23,31 @@ pub const OP: OpInfo = OpInfo {
     summary: "causal 2-d convolution that computes only the taps its mask keeps (van den Oord et al. 2016)",
     cases,
 };
+
+const FORWARD: Kernels = Kernels::new(
+    "masked_conv",
+    ["masked_conv_forward_f32", "masked_conv_forward_bf16", "masked_conv_forward_f16"],
+);
+const INPUT_GRAD: Kernels = Kernels::new(
+    "masked_conv",
+    ["masked_conv_input_grad_f32", "masked_conv_input_grad_bf16", "masked_conv_input_grad_f16"],
+);
+const WEIGHT_GRAD: Kernels = Kernels::new(
+    "masked_conv",
+    ["masked_conv_weight_grad_f32", "masked_conv_weight_grad_bf16", "masked_conv_weight_grad_f16"],
+);
+const FINISH: Kernels = Kernels::new(
+    "masked_conv",
+    ["masked_conv_finish_f32", "masked_conv_finish_bf16", "masked_conv_finish_f16"],
+);
+const ACT_GRAD: Kernels = Kernels::new(
+    "masked_conv",
+    ["masked_conv_act_grad_f32", "masked_conv_act_grad_bf16", "masked_conv_act_grad_f16"],
+);
+const BIAS_GRAD: Kernels = Kernels::new(
+    "masked_conv",
+    ["masked_conv_bias_grad_f32", "masked_conv_bias_grad_bf16", "masked_conv_bias_grad_f16"],
+);
 
 /// Whether a pixel's own colour is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,11 +143,169 @@ pub(crate) fn masked_conv2d_with(
 ) -> Tensor {
     let (geometry, centre) = geometry(x, w, mask);
     conv::check_extras("masked_conv2d", &geometry, bias, residual);
+    if let (false, Some(gpu)) = (autograd::in_higher_order(), cuda::on("masked_conv2d", &[x, w])) {
+        return launch(gpu, x, w, bias, residual, mask, spec);
+    }
     if autograd::in_higher_order() || geometry.taps.is_empty() {
         return composite(x, w, bias, residual, mask, spec.act);
     }
     let weights = Weights::Prefix(Arc::new(centre));
     conv::fused("masked_conv2d", Arc::new(geometry), x, w, weights, bias, residual, spec)
+}
+
+/// As `Geometry` in kernels/masked_conv.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct DeviceGeometry {
+    batch: i32,
+    height: i32,
+    width: i32,
+    cin: i32,
+    cout: i32,
+    kernel: i32,
+    whole: i32,
+    partial: i32,
+    colours: i32,
+    strict: i32,
+}
+
+/// What the launches of a convolution share.
+#[derive(Clone, Copy)]
+struct Launch {
+    gpu: Gpu,
+    dtype: DType,
+    pixels: usize,
+    /// Of the weights: K, Cin, Cout.
+    kernel: usize,
+    channels: [usize; 2],
+    /// Rows of the kept taps, taps · Cin.
+    rows: usize,
+    geometry: DeviceGeometry,
+}
+
+impl Launch {
+    fn new(gpu: Gpu, x: &Tensor, w: &Tensor, mask: Mask) -> Self {
+        let ([b, h, wd, _], [k, _, cin, cout]) = (x.dims(), w.dims());
+        let (taps, centre) = mask.kept(k, cin, cout);
+        let partial = usize::from(!centre.is_empty());
+        let [batch, height, width] = [b, h, wd].map(|n| n as i32);
+        let geometry = DeviceGeometry {
+            batch,
+            height,
+            width,
+            cin: cin as i32,
+            cout: cout as i32,
+            kernel: k as i32,
+            whole: (taps - partial) as i32,
+            partial: partial as i32,
+            colours: mask.colours as i32,
+            strict: i32::from(mask.kind == MaskKind::A),
+        };
+        let (pixels, rows) = (b * h * wd, taps * cin);
+        Self { gpu, dtype: x.dtype(), pixels, kernel: k, channels: [cin, cout], rows, geometry }
+    }
+
+    /// Tiles for `rows` × `columns` results, in `splits` parts of the sum: narrow tiles where that fits, which only the
+    /// kernels for whole vectors have.
+    fn tiles(&self, rows: usize, columns: usize, splits: usize) -> Grid {
+        let whole = self.channels.iter().all(|c| c.is_multiple_of(16 / self.dtype.size()));
+        let n = if whole && columns <= 32 { 32 } else { 64 };
+        let blocks = [rows.div_ceil(4096 / n) as u32, columns.div_ceil(n) as u32, splits as u32];
+        Grid { blocks, threads: [128, 1, 1], shared: 26 << 10 }
+    }
+
+    fn forward(&self, [x, w]: [&Tensor; 2], extras: [Option<&Tensor>; 2], act: Act) -> Tensor {
+        let y = self.gpu.empty([&x.shape()[..3], &[self.channels[1]]].concat(), self.dtype);
+        let [bias, residual] = extras.map(|t| Optional(t, self.dtype));
+        let grid = self.tiles(self.pixels, self.channels[1], 1);
+        let args: &[&dyn cuda::Arg] = &[&y, x, w, &bias, &residual, &(act as i32), &Struct(self.geometry)];
+        self.gpu.launch(FORWARD.of(self.dtype), grid, args);
+        y.finish()
+    }
+
+    fn input_grad(&self, dy: &Tensor, w: &Tensor, x: &Tensor, gated: bool) -> Tensor {
+        let dx = self.gpu.empty(x.shape(), self.dtype);
+        let gate = Optional(gated.then_some(x), self.dtype);
+        let grid = self.tiles(self.pixels, self.channels[0], 1);
+        self.gpu.launch(INPUT_GRAD.of(self.dtype), grid, &[&dx, dy, w, &gate, &Struct(self.geometry)]);
+        dx.finish()
+    }
+
+    fn weight_grad(&self, x: &Tensor, dy: &Tensor) -> Tensor {
+        let [cin, cout] = self.channels;
+        let one = self.tiles(self.rows, cout, 1).blocks;
+        let splits = (264 / (one[0] * one[1]).max(1) as usize).clamp(1, self.pixels.div_ceil(256));
+        let partial = self.gpu.empty([splits, self.rows, cout], DType::F32);
+        let geometry = Struct(self.geometry);
+        let grid = self.tiles(self.rows, cout, splits);
+        self.gpu.launch(WEIGHT_GRAD.of(self.dtype), grid, &[&partial, x, dy, &geometry]);
+        let dw = self.gpu.empty([self.kernel, self.kernel, cin, cout], self.dtype);
+        let grid = Grid::flat(self.kernel * self.kernel * cin * cout);
+        self.gpu.launch(FINISH.of(self.dtype), grid, &[&dw, &partial.finish(), &(splits as i32), &geometry]);
+        dw.finish()
+    }
+
+    /// g act'(·), given act's result (for silu its argument), and the sum of it over the pixels.
+    fn act_grad(&self, g: &Tensor, y: &Tensor, act: Act) -> (Tensor, Output) {
+        let (n, width) = (self.channels[1], 16 / self.dtype.size());
+        let vectors = if n.is_multiple_of(width) { n / width } else { n };
+        let blocks = self.pixels.div_ceil(8 * (256 / vectors.min(256))).clamp(1, 256);
+        let dz = self.gpu.empty(g.shape(), self.dtype);
+        let (partial, db) = (self.gpu.empty([blocks, n], DType::F32), self.gpu.empty([n], self.dtype));
+        let grid = Grid {
+            blocks: [blocks as u32, vectors.div_ceil(256) as u32, 1],
+            threads: [256, 1, 1],
+            shared: 0,
+        };
+        let (rows, channels) = (self.pixels as i64, n as i32);
+        let args: &[&dyn cuda::Arg] = &[&dz, &partial, g, y, &(act as i32), &rows, &channels];
+        self.gpu.launch(ACT_GRAD.of(self.dtype), grid, args);
+        let args: &[&dyn cuda::Arg] = &[&db, &partial.finish(), &(blocks as i32), &channels];
+        self.gpu.launch(BIAS_GRAD.of(self.dtype), Grid::flat(n), args);
+        (dz.finish(), db)
+    }
+}
+
+fn launch(
+    gpu: Gpu,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    mask: Mask,
+    spec: ConvSpec,
+) -> Tensor {
+    let run = Launch::new(gpu, x, w, mask);
+    let y = run.forward([x, w], [bias, residual], spec.act);
+    let absent = Tensor::zeros([0], x.dtype());
+    let inputs = [x, w, bias.unwrap_or(&absent), residual.unwrap_or(&absent)];
+    let kept = inputs.map(Tensor::detach);
+    let (has_bias, has_residual) = (bias.is_some(), residual.is_some());
+    let recipe = Recipe { keep_outputs: spec.act != Act::None, ..Recipe::fused("masked_conv2d") };
+    let [y] = record(recipe, &inputs, [y], move |back| {
+        let [x, w, bias, residual] = &kept;
+        let g = back.grad(0);
+        let act = if spec.gated_by_consumer { Act::None } else { spec.act };
+        let (dz, db) = match act {
+            Act::None if !has_bias => (g, None),
+            Act::None => (g.clone(), Some(run.act_grad(&g, &g, act).1)),
+            Act::Silu => {
+                // The derivative needs the sum itself, which the product did not keep.
+                let extras = [has_bias.then_some(bias), has_residual.then_some(residual)];
+                let (dz, db) = run.act_grad(&g, &run.forward([x, w], extras, Act::None), act);
+                (dz, Some(db))
+            }
+            _ => {
+                let (dz, db) = run.act_grad(&g, back.output(0), act);
+                (dz, Some(db))
+            }
+        };
+        let dx = back.needs(0).then(|| run.input_grad(&dz, w, x, spec.gates_input));
+        let dw = back.needs(1).then(|| run.weight_grad(x, &dz));
+        let db = db.filter(|_| has_bias && back.needs(2)).map(Output::finish);
+        vec![dx, dw, db, (has_residual && back.needs(3)).then_some(dz)]
+    });
+    y
 }
 
 /// [`masked_conv2d`] in primitives: the masked kernel, then a whole convolution.

@@ -10,12 +10,13 @@
 //!   k̄_i = h b_i λ + h Σ_{j>i} a_ji x̄_j,  x̄_i = k̄_i ∂f/∂x + h b_i ḡ ∂trace/∂x at stage i,  λ += Σ x̄_i.
 //! It keeps 4 (D + Σ H_l + Σ_{l>1} H_l) bytes per row and evaluation at f32.
 
-use super::ode_trace::{Field, Probe, Sums, case_flops, case_inputs, tile_of, widened};
+use super::ode_trace::{Field, Launch, Probe, Sums, case_flops, case_inputs, tile_of, widened};
 use super::{Case, OpInfo, cast, ode_trace, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::field::{Net, Products, ROWS, Scratch, Smooth};
 use crate::cpu::gemm::Word;
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Kernels, Struct};
 use crate::ode::{self, Tableau};
 use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
 
@@ -26,6 +27,10 @@ pub const OP: OpInfo = OpInfo {
     summary: "a whole solve of fixed Runge-Kutta steps of a field with the integral of its trace",
     cases,
 };
+
+const KERNELS: Kernels = Kernels::new("ode_steps", ["ode_steps_f32", "ode_steps_bf16", "ode_steps_f16"]);
+/// Stages of the largest method that kernels/ode_steps.cu takes.
+const MOST_STAGES: usize = 7;
 
 /// Equal steps between two times.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,6 +75,18 @@ pub fn ode_steps(x: &Tensor, field: &Field, probe: &Probe, steps: Steps) -> (Ten
     assert!(steps.count > 0, "ode_steps: no steps");
     if autograd::in_higher_order() {
         return composite(x, field, probe, steps);
+    }
+    if let Some(gpu) = cuda::on("ode_steps", &[x, &probe.v, &probe.p]) {
+        let stages = steps.stages();
+        return match Launch::new(gpu, x, field, probe, stages).filter(|_| stages <= MOST_STAGES) {
+            Some(launch) => {
+                let params = field.layers.iter().map(|(w, b)| w.len() + b.len()).sum::<usize>();
+                let bytes = (params + probe.mix.as_ref().map_or(0, Tensor::len)) * x.dtype().size();
+                let hold = bytes <= launch.left();
+                launch.run(&KERNELS, &Struct(Plan::new(steps, hold)), if hold { bytes } else { 0 })
+            }
+            None => composite(x, field, probe, steps),
+        };
     }
     if let Some((wide, field, probe)) = widened(x, field, probe) {
         let (y, total) = ode_steps(&wide, &field, &probe, steps);
@@ -128,6 +145,42 @@ pub fn ode_steps(x: &Tensor, field: &Field, probe: &Probe, steps: Steps) -> (Ten
         })
     });
     (y, total)
+}
+
+/// As `Plan` in kernels/ode_steps.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Plan {
+    stages: i32,
+    steps: i32,
+    hold: i32,
+    start: f32,
+    length: f32,
+    b: [f32; MOST_STAGES],
+    c: [f32; MOST_STAGES],
+    a: [[f32; MOST_STAGES]; MOST_STAGES],
+}
+
+impl Plan {
+    fn new(steps: Steps, hold: bool) -> Self {
+        let row = |values: &[f64]| {
+            let mut row = [0.0; MOST_STAGES];
+            row.iter_mut().zip(values).for_each(|(to, from)| *to = *from as f32);
+            row
+        };
+        let mut a = [[0.0; MOST_STAGES]; MOST_STAGES];
+        a.iter_mut().take(steps.stages()).enumerate().for_each(|(i, to)| *to = row(steps.tableau.row(i)));
+        Self {
+            stages: steps.stages() as i32,
+            steps: steps.count as i32,
+            hold: i32::from(hold),
+            start: steps.span[0] as f32,
+            length: steps.length() as f32,
+            b: row(steps.tableau.b),
+            c: row(steps.tableau.c),
+            a,
+        }
+    }
 }
 
 /// y += Σ weights_j rows_j, rows of `y.len()` in a row.

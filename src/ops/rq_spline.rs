@@ -20,7 +20,8 @@
 use super::{Case, OpInfo, binary, cast, index, normal, reduce, shape, softmax, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
-use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
+use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -29,6 +30,17 @@ pub const OP: OpInfo = OpInfo {
     summary: "rational-quadratic spline with linear tails, its log-determinant, and its inverse",
     cases,
 };
+
+const FORWARD: Kernels =
+    Kernels::new("rq_spline", ["rq_spline_forward_f32", "rq_spline_forward_bf16", "rq_spline_forward_f16"]);
+const INVERSE: Kernels =
+    Kernels::new("rq_spline", ["rq_spline_inverse_f32", "rq_spline_inverse_bf16", "rq_spline_inverse_f16"]);
+const BACKWARD: Kernels = Kernels::new(
+    "rq_spline",
+    ["rq_spline_backward_f32", "rq_spline_backward_bf16", "rq_spline_backward_f16"],
+);
+const LOGDET: Kernels =
+    Kernels::new("rq_spline", ["rq_spline_logdet_f32", "rq_spline_logdet_bf16", "rq_spline_logdet_f16"]);
 
 /// Least width and height of a bin as a part of the range, and least slope.
 pub const MIN_SIZE: f64 = 1e-3;
@@ -366,6 +378,9 @@ pub fn rq_spline(x: &Tensor, params: &Tensor, spline: Spline) -> (Tensor, Tensor
     if autograd::in_higher_order() {
         return composite(x, params, spline);
     }
+    if let Some(gpu) = cuda::on("rq_spline", &[x, params]) {
+        return launch(gpu, x, params, spline);
+    }
     if let Some([wide, params]) = cast::widened([x, params]) {
         let (y, logdet) = rq_spline(&wide, &params, spline);
         return (cast::cast(&y, x.dtype()), cast::cast(&logdet, x.dtype()));
@@ -380,6 +395,54 @@ pub fn rq_spline(x: &Tensor, params: &Tensor, spline: Spline) -> (Tensor, Tensor
     (y, logdet)
 }
 
+/// As `Sizes` in kernels/rq_spline.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Sizes {
+    examples: i32,
+    each: i32,
+    bins: i32,
+    bound: f32,
+    per_block: i32,
+}
+
+impl Spline {
+    /// Threads for as many parameters as shared memory holds; large examples of small batches are split.
+    fn sizes(self, x: &Tensor) -> (Struct<Sizes>, Grid) {
+        let b = x.shape()[0];
+        let each = x.len() / b.max(1);
+        let row = 4 * ((self.params() | 1) + 1);
+        let threads = [128, 64].into_iter().find(|t| t * row <= 96 << 10).unwrap_or(32);
+        let per_block = (threads / each.max(1)).max(1);
+        let splits = if b < 256 { (each / (2 * threads)).clamp(1, 64) } else { 1 };
+        let blocks = [b.div_ceil(per_block) as u32, splits as u32, 1];
+        let grid = Grid { blocks, threads: [threads as u32, 1, 1], shared: (threads * row) as u32 };
+        let [examples, each, bins, per_block] = [b, each, self.bins, per_block].map(|n| n as i32);
+        (Struct(Sizes { examples, each, bins, bound: self.bound as f32, per_block }), grid)
+    }
+}
+
+fn launch(gpu: Gpu, x: &Tensor, params: &Tensor, spline: Spline) -> (Tensor, Tensor) {
+    let (sizes, grid) = spline.sizes(x);
+    let (b, splits, dtype) = (x.shape()[0], grid.blocks[1] as usize, x.dtype());
+    let (y, logdet) = (gpu.empty(x.shape(), dtype), gpu.empty([b], dtype));
+    let partial = gpu.empty([if splits > 1 { b * splits } else { 1 }], DType::F32);
+    gpu.launch(FORWARD.of(dtype), grid, &[&y, &logdet, &partial, x, params, &sizes]);
+    if splits > 1 {
+        let (partial, splits) = (partial.finish(), splits as i32);
+        gpu.launch(LOGDET.of(dtype), Grid::flat(b), &[&logdet, &partial, &(b as i32), &splits]);
+    }
+    let (xs, ps) = (x.detach(), params.detach());
+    let outputs = [y.finish(), logdet.finish()];
+    let [y, logdet] = record(Recipe::fused("rq_spline"), &[x, params], outputs, move |back| {
+        let (dx, dp) = (gpu.empty(xs.shape(), dtype), gpu.empty(ps.shape(), dtype));
+        let (gy, gl) = (back.grad(0), back.grad(1));
+        gpu.launch(BACKWARD.of(dtype), grid, &[&dx, &dp, &gy, &gl, &xs, &ps, &sizes]);
+        vec![Some(dx.finish()), Some(dp.finish())]
+    });
+    (y, logdet)
+}
+
 /// x such that [`rq_spline`] of it is y, for the same params.
 ///
 /// # Panics
@@ -389,6 +452,12 @@ pub fn inverse(y: &Tensor, params: &Tensor, spline: Spline) -> Tensor {
     spline.check("rq_spline inverse", y, params);
     if autograd::is_recording(&[y, params]) {
         return composite_inverse(y, params, spline);
+    }
+    if let Some(gpu) = cuda::on("rq_spline inverse", &[y, params]) {
+        let (sizes, grid) = spline.sizes(y);
+        let x = gpu.empty(y.shape(), y.dtype());
+        gpu.launch(INVERSE.of(y.dtype()), grid, &[&x, y, params, &sizes]);
+        return x.finish();
     }
     if let Some([wide, params]) = cast::widened([y, params]) {
         return cast::cast(&inverse(&wide, &params, spline), y.dtype());
