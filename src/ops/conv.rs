@@ -318,15 +318,66 @@ pub(super) fn fused(
 /// When shapes or dtypes do not fit.
 #[track_caller]
 pub fn conv2d_transposed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, spec: ConvSpec) -> Tensor {
+    let g = transposed_geometry(x, w, spec);
+    assert!(
+        bias.is_none_or(|b| b.shape() == [g.cin]),
+        "conv2d_transposed: bias {:?}, expected [{}]",
+        bias.map(Tensor::shape),
+        g.cin
+    );
+    if autograd::in_higher_order() || spec.act == Act::Silu {
+        return composite_transposed(x, w, bias, spec);
+    }
+    let y = with_float!(x.dtype(), T => {
+        let mut out = NewTensor::<T>::new(in_shape(&g));
+        let bias = bias.map(|b| b.as_slice::<T>());
+        let epilogue = Epilogue { bias, act: spec.act, ..Epilogue::default() };
+        conv::input_grad(&g, x.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &epilogue);
+        out.finish()
+    });
+    let absent = Tensor::zeros([0], x.dtype());
+    let inputs = [x, w, bias.unwrap_or(&absent)];
+    let (xs, ws, has_bias) = (x.detach(), w.detach(), bias.is_some());
+    let recipe = Recipe { keep_outputs: spec.act != Act::None, ..Recipe::fused("conv2d_transposed") };
+    let [y] = record(recipe, &inputs, [y], move |back| {
+        let given = back.grad(0);
+        let dz = match spec.act {
+            Act::None => given,
+            _ if spec.gated_by_consumer => given,
+            act => act_backward(act, &given, back.output(0), None),
+        };
+        let dx = back.needs(0).then(|| {
+            with_float!(dz.dtype(), T => {
+                let mut out = NewTensor::<T>::new(out_shape(&g));
+                let gate = spec.gates_input.then(|| xs.as_slice::<T>());
+                let epilogue = Epilogue { gate, ..Epilogue::default() };
+                conv::forward(&g, dz.as_slice::<T>(), ws.as_slice::<T>(), out.as_mut(), &epilogue);
+                out.finish()
+            })
+        });
+        let dw = back.needs(1).then(|| weight_grad(&dz, &xs, Shape::new(ws.shape()), &g));
+        vec![dx, dw, (has_bias && back.needs(2)).then(|| bias_grad(&dz))]
+    });
+    y
+}
+
+/// [`conv2d_transposed`] in primitives.
+pub fn composite_transposed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, spec: ConvSpec) -> Tensor {
+    finish(input_grad(x, w, &transposed_geometry(x, w, spec)), bias, None, spec.act)
+}
+
+/// The convolution from output to input.
+#[track_caller]
+fn transposed_geometry(x: &Tensor, w: &Tensor, spec: ConvSpec) -> Geometry {
     let [b, h, wd, c] = x.dims();
     let [kh, kw, cout, cin] = w.dims();
     assert_eq!(c, cin, "conv2d_transposed: x {:?}, w {:?}", x.shape(), w.shape());
+    assert_eq!(x.dtype(), w.dtype(), "conv2d_transposed: dtypes of x and w differ");
     let size = |n: usize, k: usize| ((n - 1) * spec.stride + k).checked_sub(2 * spec.padding);
     let (Some(oh), Some(ow)) = (size(h, kh), size(wd, kw)) else {
         panic!("conv2d_transposed: padding {} is more than the output of {:?}", spec.padding, x.shape());
     };
-    let g = Arc::new(Conv::dense(b, (oh, ow), (cout, cin), (kh, kw), spec.stride, spec.padding));
-    finish(input_grad(x, w, &g), bias, None, spec.act)
+    Arc::new(Conv::dense(b, (oh, ow), (cout, cin), (kh, kw), spec.stride, spec.padding))
 }
 
 fn cases() -> Vec<Case> {
@@ -359,10 +410,45 @@ fn cases() -> Vec<Case> {
         })
         .composite(|x| vec![composite(&x[0], &x[1], Some(&x[2]), Some(&x[3]), ConvSpec::same(3).relu())]),
     );
-    let inputs = vec![normal(1, &[2, 3, 4, 5]), normal(2, &[4, 4, 3, 5]), normal(3, &[3])];
-    cases.push(Case::new("transposed", inputs, |x| {
-        vec![conv2d_transposed(&x[0], &x[1], Some(&x[2]), ConvSpec::strided(2, 1))]
-    }));
+    for (sx, sw, spec) in [
+        ([2, 3, 4, 5], [4, 4, 3, 5], ConvSpec::strided(2, 1)),
+        ([1, 1, 1, 1], [4, 4, 1, 1], ConvSpec::strided(2, 1)),
+        ([2, 7, 7, 9], [4, 4, 2, 9], ConvSpec::strided(2, 1)),
+        ([2, 3, 3, 4], [3, 3, 17, 4], ConvSpec::same(3)),
+    ] {
+        for act in [Act::None, Act::Relu, Act::Silu] {
+            let spec = spec.act(act);
+            let inputs = vec![normal(1, &sx), normal(2, &sw), normal(3, &[sw[2]])];
+            cases.push(
+                Case::new(format!("transposed {sx:?} {sw:?} {act:?}"), inputs, move |x| {
+                    vec![conv2d_transposed(&x[0], &x[1], Some(&x[2]), spec)]
+                })
+                .composite(move |x| vec![composite_transposed(&x[0], &x[1], Some(&x[2]), spec)]),
+            );
+        }
+    }
+    for (hw, cin, cout) in [(7, 64, 32), (14, 32, 1)] {
+        let inputs = vec![normal(1, &[128, hw, hw, cin]), normal(2, &[4, 4, cout, cin]), normal(3, &[cout])];
+        let pixels = 128 * hw * hw;
+        cases.push(
+            Case::new(format!("transposed {hw}x{hw} 4x4/2 {cin}->{cout}"), inputs, move |x| {
+                vec![conv2d_transposed(&x[0], &x[1], Some(&x[2]), ConvSpec::strided(2, 1))]
+            })
+            .order(0)
+            .bench(4 * pixels * (cin + 4 * cout), 2 * pixels * 16 * cin * cout),
+        );
+    }
+    for (hw, cin, cout) in [(28, 1, 32), (14, 32, 64)] {
+        let inputs = vec![normal(1, &[128, hw, hw, cin]), normal(2, &[4, 4, cin, cout]), normal(3, &[cout])];
+        let pixels = 128 * hw * hw / 4;
+        cases.push(
+            Case::new(format!("{hw}x{hw} 4x4/2 {cin}->{cout}"), inputs, move |x| {
+                vec![conv2d(&x[0], &x[1], Some(&x[2]), None, ConvSpec::strided(2, 1))]
+            })
+            .order(0)
+            .bench(4 * pixels * (4 * cin + cout), 2 * pixels * 16 * cin * cout),
+        );
+    }
     for (hw, k, cin, cout) in
         [(14, 3, 2, 128), (14, 1, 128, 128), (14, 3, 128, 4), (7, 3, 4, 128), (7, 3, 128, 8)]
     {

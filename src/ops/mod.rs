@@ -10,6 +10,7 @@
 
 pub mod actnorm;
 pub mod attention;
+pub mod bernoulli;
 pub mod binary;
 pub mod cast;
 pub mod conv;
@@ -125,6 +126,7 @@ pub static OPS: &[&OpInfo] = &[
     &conv::OP,
     &masked_conv::OP,
     &softmax::OP,
+    &bernoulli::OP,
     &logistic_mixture::OP,
     &linalg::OP,
     &squeeze::OP,
