@@ -1,6 +1,7 @@
 //! The CPU backend: memory, threads, instruction sets, matrix products. The only module with SIMD `unsafe`.
 
 pub mod buffer;
+pub mod cholesky;
 pub mod conv;
 pub(crate) mod field;
 pub mod gemm;

@@ -8,6 +8,7 @@ pub mod config;
 pub mod container;
 pub mod file;
 pub mod flow;
+pub mod latent;
 mod statistic;
 
 pub use statistic::{Statistic, Statistics};
@@ -251,4 +252,9 @@ pub static MODELS: &[&ModelInfo] = &[
     &flow::nsf::NSF,
     &flow::realnvp::REALNVP,
     &flow::residual_flow::RESIDUAL_FLOW,
+    &latent::gmm::INFO,
+    &latent::hmm::INFO,
+    &latent::hvae::INFO,
+    &latent::vae::INFO,
+    &latent::vqvae::INFO,
 ];

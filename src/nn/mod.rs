@@ -74,6 +74,11 @@ impl ParamStore {
         self.entries.iter().find(|(n, _)| n == name).map(|(_, p)| p)
     }
 
+    /// Adds the parameters of a part that is a model of its own, their names starting with `name.`.
+    pub(crate) fn adopt(&mut self, name: &str, part: &ParamStore) {
+        self.entries.extend(part.iter().map(|(inner, param)| (format!("{name}.{inner}"), param.clone())));
+    }
+
     /// The trainable parameters with their names.
     pub fn trainable(&self) -> impl Iterator<Item = (&str, &Param)> {
         self.iter().filter(|(_, p)| p.is_trainable())
