@@ -39,6 +39,8 @@ enum Task {
     TrainNormal,
     /// Drawing a batch of samples.
     Sample,
+    /// log p of random bytes, without gradients.
+    ScoreBytes,
 }
 
 /// A workload: a preset with changes, a batch, a task.
@@ -63,6 +65,14 @@ const WORKLOADS: &[Workload] = &[
         task: Task::TrainBytes,
     },
     Workload { name: "pixelcnn28_sample", preset: "pixelcnn28", set: &[], batch: 16, task: Task::Sample },
+    Workload { name: "vae28", preset: "vae28", set: &[], batch: 128, task: Task::TrainBytes },
+    Workload {
+        name: "vae28_iwae",
+        preset: "vae28",
+        set: &["importance=128"],
+        batch: 16,
+        task: Task::ScoreBytes,
+    },
 ];
 
 /// Calls before the clock starts.
@@ -131,6 +141,15 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
             let draw = move || model.sample(n, &SampleOptions::default(), &mut rng).map(drop);
             (Box::new(draw), n)
         }
+        Task::ScoreBytes => {
+            let (n, model) = (workload.batch, &*model);
+            let batch = Batch::new(inputs(workload.task, n, &model.input().shape, &mut rng));
+            let score = move || {
+                let _ = autograd::no_grad(|| model.log_prob(&batch, &mut rng)).nats.to_f64_vec();
+                Ok(())
+            };
+            (Box::new(score), n)
+        }
         task => {
             let n = ((workload.batch as f64 * args.batch_scale).round() as usize).max(1);
             let batch = Batch::new(inputs(task, n, &model.input().shape, &mut rng));
@@ -177,7 +196,7 @@ fn inputs(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {
     match task {
         Task::TrainUniform => return rng.uniform(&sizes, DType::F32),
         Task::TrainNormal => return rng.normal(&sizes, DType::F32),
-        Task::TrainBytes | Task::Sample => {}
+        Task::TrainBytes | Task::ScoreBytes | Task::Sample => {}
     }
     let bytes = rng.randint(0, 256, &sizes);
     let bytes = bytes.as_slice::<i32>();
