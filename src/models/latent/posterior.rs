@@ -44,10 +44,8 @@ impl Posterior {
 
     /// ln p(z) − ln q(z | x) (B, S) under p = N(0, 1), from z and the noise that made it.
     pub(super) fn prior_ratio(&self, z: &Tensor, noise: &Tensor) -> Tensor {
-        let [b, s, l] = z.dims();
-        let flat = |t: &Tensor| normal_logp(&t.reshape([b * s, l])).reshape([b, s]);
-        let half_log_det = self.log_var.sum_examples().affine(0.5, 0.0).reshape([b, 1]);
-        &(&flat(z) - &flat(noise)) + &half_log_det
+        let half_log_det = self.log_var.sum_examples().affine(0.5, 0.0).reshape([z.shape()[0], 1]);
+        &(&standard_log_density(z) - &standard_log_density(noise)) + &half_log_det
     }
 
     /// ln q(z | x) (B, S) of z (B, S, L) as a function of z and of the posterior.
@@ -59,6 +57,12 @@ impl Posterior {
             &standard.square().affine(-0.5, -HALF_LN_TAU) - &self.log_var.affine(0.5, 0.0).reshape([b, 1, l]);
         terms.sum(&[2])
     }
+}
+
+/// ln N(z; 0, 1) (B, S) of z (B, S, L).
+pub(super) fn standard_log_density(z: &Tensor) -> Tensor {
+    let [b, s, l] = z.dims();
+    normal_logp(&z.reshape([b * s, l])).reshape([b, s])
 }
 
 /// An importance-sampled estimate of log p(x) for each of B examples.

@@ -18,7 +18,7 @@
 
 use super::likelihood::{Likelihood, Observation, Observer};
 use super::network::{Decoder, Encoder, Sizes};
-use super::posterior::{Importance, LogMean, Posterior};
+use super::posterior::{Importance, LogMean, Posterior, standard_log_density};
 use crate::autograd::{self, Recipe, record};
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
@@ -321,8 +321,7 @@ impl Vae {
             Objective::Dreg => {
                 let shares = Arc::new(OnceLock::new());
                 let z = scale_gradient(&z, &shares);
-                let prior = Posterior { mean: q.mean.affine(0.0, 0.0), log_var: q.log_var.affine(0.0, 0.0) };
-                let ratio = &prior.detached().log_density(&z) - &q.detached().log_density(&z);
+                let ratio = &standard_log_density(&z) - &q.detached().log_density(&z);
                 (&self.log_likelihood(of, &z) + &ratio, Some(shares))
             }
             _ => (&self.log_likelihood(of, &z) + &q.prior_ratio(&z, &noise), None),
