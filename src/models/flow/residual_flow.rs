@@ -144,9 +144,9 @@ impl Model for ResidualFlow {
         Ok(autograd::no_grad(|| self.rows.restored(&self.layers.iter().rev().fold(z, back))))
     }
 
-    fn init_from(&self, train: &Dataset, batch: &Batch, _rng: &mut Philox) {
+    fn init_from(&self, train: &Dataset, batch: &Batch, rng: &mut Philox) {
         self.rows.fit(train);
-        let z = self.rows.standardised(&batch.x);
+        let z = self.rows.start(&batch.x, rng);
         self.layers.iter().fold(z, |z, (norm, residual)| residual.init_from(&norm.init_from(&z)));
     }
 }

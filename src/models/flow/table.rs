@@ -126,11 +126,20 @@ impl Rows {
 
     /// z₀ + σ ε of x (B, D), for training.
     pub(super) fn noisy(&self, x: &Tensor, rng: &mut Philox) -> Tensor {
+        self.with_noise(x, self.noise, rng)
+    }
+
+    /// z₀ of x (B, D), for layers that start from data; never without noise, so that no column is constant.
+    pub(super) fn start(&self, x: &Tensor, rng: &mut Philox) -> Tensor {
+        self.with_noise(x, self.noise.max(0.01), rng)
+    }
+
+    fn with_noise(&self, x: &Tensor, noise: f64, rng: &mut Philox) -> Tensor {
         let z = self.standardised(x);
-        match self.noise {
-            noise if noise > 0.0 => &z + &rng.normal(z.shape(), self.dtype).affine(noise, 0.0),
-            _ => z,
+        if noise == 0.0 {
+            return z;
         }
+        &z + &rng.normal(z.shape(), self.dtype).affine(noise, 0.0)
     }
 
     /// log p(x) (B,) from the latents and the log-determinants of a flow on z₀, under the normal base.
@@ -207,8 +216,8 @@ impl Model for TableFlow {
     }
 
     /// The statistics of all training rows; then the layers that start from data see the first batch.
-    fn init_from(&self, train: &Dataset, batch: &Batch, _rng: &mut Philox) {
+    fn init_from(&self, train: &Dataset, batch: &Batch, rng: &mut Philox) {
         self.rows.fit(train);
-        self.flow.init_from(&self.rows.standardised(&batch.x));
+        self.flow.init_from(&self.rows.start(&batch.x, rng));
     }
 }
