@@ -343,4 +343,155 @@ fn tables_go_through_every_command() {
     succeeds(&["sample", text(&out), "-n", "20", "--out", text(&drawn)]);
     let again = succeeds(&["score", text(&out), text(&drawn), "--scorer", "nll", "-q"]);
     assert_eq!(again.lines().count(), 21, "{again}");
+
+/// Runs with `input` on standard input.
+fn fed(args: &[&str], input: &str) -> Output {
+    use std::io::Write;
+    use std::process::Stdio;
+    let mut command = command(args);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A program that refuses its arguments does not read.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn ensembles_streams_and_explanations() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&dir.path().join(name)).to_string();
+    let (clothes, digits) = (demo_data("fashion-mnist-t10k"), demo_data("mnist-t10k"));
+    let (model, out, cache) = (at("model"), at("out"), at("cache"));
+    let set = ["train.epochs=1", "train.validation=0.4"];
+    let mut args = training(&model, &clothes, &set);
+    args.extend(["--limit", "120", "--ensemble", "2"]);
+    succeeds(&args);
+    assert!(dir.path().join("model/member-2/model.safetensors").is_file());
+
+    let mut args = vec!["eval", &model, "--reference", &clothes, "--other", &digits, "--limit", "24"];
+    args.extend(["--out", &out, "--cache", &cache, "--json"]);
+    ["ensemble", "waic", "ess", "grad_norm", "auto"].iter().for_each(|s| args.extend(["--scorer", s]));
+    let first = succeeds(&args);
+    let rows: Vec<Value> = serde_json::from_str(&first).unwrap();
+    assert_eq!(rows.len(), 5, "{first}");
+    let files = std::fs::read_dir(&cache).unwrap().count();
+    assert_eq!(files, 6, "two members and gradient norms, of two sets");
+    assert_eq!(succeeds(&args), first, "from the cache");
+    fails(
+        &[
+            "eval",
+            &model,
+            "--reference",
+            &clothes,
+            "--other",
+            &digits,
+            "--scorer",
+            "regret",
+            "--limit",
+            "9",
+            "--out",
+            &out,
+        ],
+        2,
+        &["regret"],
+    );
+
+    // The same rows from a file and from a stream, one by one.
+    let score = |data: &str, more: &[&str]| {
+        [&["score", &model, data, "--scorer", "nll"], more]
+            .concat()
+            .iter()
+            .map(|s| s.to_string())
+            .collect::<Vec<_>>()
+    };
+    let run =
+        |args: Vec<String>, input: &str| fed(&args.iter().map(String::as_str).collect::<Vec<_>>(), input);
+    let images = surprisal::data::open(&digits, &Default::default()).unwrap();
+    let row = |i: usize| {
+        let cells: Vec<String> = images.rows(i..i + 1).as_slice::<u8>().iter().map(u8::to_string).collect();
+        cells.join(",") + "\n"
+    };
+    let input = format!("{}\n{}{}", row(0), row(1), row(2));
+    let from_file = run(score(&digits, &["--limit", "3", "--alpha", "0.1"]), "");
+    let streamed = run(score("-", &["--alpha", "0.1"]), &input);
+    assert_eq!(stdout(&streamed).lines().count(), 4, "{}", stderr(&streamed));
+    for (a, b) in stdout(&from_file).lines().zip(stdout(&streamed).lines()).skip(1) {
+        let nats = |line: &str| line.split(',').nth(1).unwrap().parse::<f64>().unwrap();
+        assert!((nats(a) - nats(b)).abs() < 1e-3 * nats(a).abs(), "{a} {b}");
+        assert_eq!(a.rsplit(',').next(), b.rsplit(',').next());
+    }
+    let json = run(score("-", &["--fdr", "0.2", "--drift", "50", "--json"]), &input);
+    assert!(
+        stdout(&json).lines().all(|line| serde_json::from_str::<Value>(line).is_ok()),
+        "{}",
+        stdout(&json)
+    );
+    let broken = run(score("-", &[]), &format!("{}1,2,3\n", row(0)));
+    assert_eq!(
+        (broken.status.code(), stdout(&broken).lines().count()),
+        (Some(1), 2),
+        "what came before is kept"
+    );
+    assert!(stderr(&broken).contains("line 2") && stderr(&broken).contains("784"), "{}", stderr(&broken));
+
+    let explained = succeeds(&[
+        "score",
+        &model,
+        &digits,
+        "--limit",
+        "4",
+        "--scorer",
+        "nll",
+        "--alpha",
+        "0.9",
+        "--explain",
+        "3",
+    ]);
+    let line = explained.lines().find(|l| l.contains(",anomaly,")).expect("at this rate nearly all are");
+    let parts: Vec<&str> = line.rsplit(',').next().unwrap().split(';').collect();
+    assert!(parts.len() == 3 && parts.iter().all(|p| p.contains(':') && p.contains('=')), "{line}");
+    let found = succeeds(&[
+        "score",
+        &model,
+        &digits,
+        "--limit",
+        "9",
+        "--scorer",
+        "nll",
+        "--fdr",
+        "0.5",
+        "--dependent",
+    ]);
+    assert_eq!(found.lines().count(), 10);
+    fails(&["score", &model, &digits, "--drift", "9"], 2, &["stream"]);
+}
+
+#[test]
+fn series_have_intervals() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("load.csv");
+    let day = |t: usize| format!("2024-01-{:02} {:02}:{:02}:00", 1 + t / 288, t / 12 % 24, t % 12 * 5);
+    let mut table = String::from("time,load,heat\n");
+    for t in 0..288 * 20 {
+        let wave = (t as f64 * 0.021_816_6).sin() + 0.01 * (t * t % 97) as f64;
+        let load = if (4000..4006).contains(&t) { 9.0 } else { wave };
+        table += &format!("{},{load},{}\n", day(t), 20.0 + 0.1 * wave);
+    }
+    std::fs::write(&path, &table).unwrap();
+    let found: Vec<Value> = serde_json::from_str(&succeeds(&["series", text(&path), "--json"])).unwrap();
+    let worst = found
+        .iter()
+        .max_by(|a, b| a["severity"].as_f64().partial_cmp(&b["severity"].as_f64()).unwrap())
+        .unwrap();
+    assert_eq!(worst["start"].as_str(), Some(day(4000).as_str()), "{found:?}");
+    // Each of the steps counts among the past of the next, so the allowed share ends the interval early.
+    assert!((1..=6).contains(&worst["steps"].as_u64().unwrap()), "{found:?}");
+    assert_eq!(worst["columns"][0]["name"], "load");
+    assert!(succeeds(&["series", text(&path)]).starts_with("start"));
+    let (head, rows) = table.split_at(table.find('\n').unwrap() + 1);
+    let mut rows: Vec<&str> = rows.lines().collect();
+    rows.swap(7, 8);
+    std::fs::write(&path, format!("{head}{}\n", rows.join("\n"))).unwrap();
+    fails(&["series", text(&path)], 1, &["load.csv", "row 8", "order of time"]);
+    fails(&["nab", text(dir.path())], 1, &["windows.json"]);
 }

@@ -7,8 +7,8 @@ use surprisal::models::Kind;
 use surprisal::random::Philox;
 use surprisal::report::metrics::{Comparison, Paired};
 use surprisal::report::{
-    self, Calibrated, Curve, Difference, Gallery, Image, Page, Row, Set, Shot, bits_per_dim, experiments,
-    extremes, table, warnings,
+    self, Calibrated, Curve, Difference, Gallery, Image, Page, Row, Set, Shot, WorstRow, bits_per_dim,
+    experiments, extremes, table, warnings,
 };
 use surprisal::scorers::{self, Compressor, Evidence, SCORERS};
 use surprisal::{DType, Tensor};
@@ -129,6 +129,16 @@ fn page() -> Page {
                 name: s.0.data().name.clone(),
                 bits_per_dim: s.bits_per_dim(),
                 galleries,
+                worst: vec![WorstRow {
+                    row: 7,
+                    scorer: "nll".into(),
+                    score: 12.5,
+                    p_value: 0.0004,
+                    cells: vec![
+                        ("amount".into(), "9,400".into(), 8.25),
+                        ("country <b>".into(), "&".into(), 3.5),
+                    ],
+                }],
             })
             .collect(),
         rows,

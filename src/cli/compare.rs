@@ -5,14 +5,14 @@ use super::{Common, inputs, output};
 use crate::calibrate::Calibration;
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::evidence::explain::per_position;
+use crate::evidence::explain::{self, per_position};
 use crate::evidence::{Evidence, Judges};
 use crate::models::{Model, SampleOptions};
 use crate::random::Philox;
 use crate::report::metrics::{Comparison, Paired};
 use crate::report::{
-    Calibrated, Curve, Difference, Figure, Gallery, Image, Page, Row, Set, Shot, bits_per_dim, experiments,
-    extremes, table, warnings,
+    Calibrated, Curve, Difference, Figure, Gallery, Image, Page, Row, Set, Shot, WorstRow, bits_per_dim,
+    experiments, extremes, table, warnings,
 };
 use crate::tensor::DType;
 use std::path::Path;
@@ -23,6 +23,11 @@ const SHOTS: usize = 6;
 const SAMPLES: usize = 36;
 /// The scorers with a gallery, as far as they apply.
 const GALLERIES: &[&str] = &["nll", "complexity_png", "likelihood_ratio"];
+
+/// The scorer by which the rows of tables are ranked.
+const TABLES: &str = "nll";
+/// Cells that are shown of a row.
+const CELLS: usize = 4;
 
 /// What is compared.
 pub struct Comparing<'a> {
@@ -49,6 +54,7 @@ impl Comparing<'_> {
         let seed = common.seed.unwrap_or(model.meta.seed);
         let mut page = Page::default();
         let mut compared = Vec::new();
+        let mut worst: Vec<Vec<WorstRow>> = self.sets().map(|_| Vec::new()).collect();
         let mut galleries: Vec<Vec<Gallery>> = self.sets().map(|_| Vec::new()).collect();
         for calibration in &self.calibrations {
             let name = calibration.name();
@@ -69,6 +75,11 @@ impl Comparing<'_> {
                 }
             }
             page.calibrations.extend(self.calibrated(calibration, &scores));
+            if name == TABLES {
+                for ((set, scores), worst) in self.sets().zip(&scores).zip(&mut worst) {
+                    *worst = worst_rows(&*model.model, set, scores, calibration)?;
+                }
+            }
             if GALLERIES.contains(&name) {
                 for ((set, scores), galleries) in self.sets().zip(&scores).zip(&mut galleries) {
                     galleries.extend(gallery(&*model.model, set, scores, calibration)?);
@@ -80,12 +91,13 @@ impl Comparing<'_> {
         let place = |row: &Row| self.others.iter().position(|o| o.data().name == row.other);
         page.rows.sort_by_key(place);
         let dims = self.reference.data().dims();
-        let set = |(known, galleries): (&Evidence, Vec<Gallery>)| Set {
+        let set = |((known, galleries), worst): ((&Evidence, Vec<Gallery>), Vec<WorstRow>)| Set {
             name: known.data().name.clone(),
             bits_per_dim: known.nats.iter().map(|&nats| bits_per_dim(nats, dims)).collect(),
             galleries,
+            worst,
         };
-        page.sets = self.sets().zip(galleries).map(set).collect();
+        page.sets = self.sets().zip(galleries).zip(worst).map(set).collect();
         if is_image(&self.reference) {
             page.samples = samples(&*model.model, seed)?;
         }
@@ -222,4 +234,36 @@ fn gallery(
     };
     let (most, least) = extremes(scores, SHOTS);
     Ok(Some(Gallery { scorer: calibration.name().into(), most: shots(most)?, least: shots(least)? }))
+}
+
+/// The most anomalous rows of a table with their most surprising cells; nothing for other data.
+fn worst_rows(
+    model: &dyn Model,
+    known: &Evidence,
+    scores: &[f64],
+    calibration: &Calibration,
+) -> Result<Vec<WorstRow>> {
+    let data = known.data();
+    let floats = matches!(data.values.dtype(), DType::F32 | DType::F64);
+    if data.values.rank() != 2 || !floats || scores.len() != known.len() {
+        return Ok(Vec::new());
+    }
+    let (rows, _) = extremes(scores, SHOTS);
+    let picked = data.select(&rows);
+    let (nats, values) = (explain::per_cell(model, &picked, data)?, picked.values.to_f64_vec());
+    let text = |column: usize, value: f64| match data.schema.as_ref().and_then(|s| s.columns.get(column)) {
+        Some(column) => column.kind.text(value),
+        None => format!("{value}"),
+    };
+    let row = |(i, &row): (usize, &usize)| {
+        let cell = |&c: &usize| (explain::place(data, c), text(c, values[i * data.dims() + c]), nats[i][c]);
+        WorstRow {
+            row,
+            scorer: calibration.name().into(),
+            score: scores[row],
+            p_value: calibration.p_value(scores[row]),
+            cells: explain::worst(&nats[i], CELLS).iter().map(cell).collect(),
+        }
+    };
+    Ok(rows.iter().enumerate().map(row).collect())
 }

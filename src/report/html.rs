@@ -2,7 +2,7 @@
 
 use super::finding::{Verdict, finding, judges_batches, rows_per_score};
 use super::metrics::Paired;
-use super::page::{Calibrated, Gallery, Page, Set, Shot, Text};
+use super::page::{Calibrated, Gallery, Page, Set, Shot, Text, WorstRow};
 use super::{Row, heat, png, svg};
 use crate::error::Result;
 use crate::scorers;
@@ -87,6 +87,7 @@ impl Page {
         self.figures(&mut out);
         self.scores(&mut out);
         self.galleries(&mut out);
+        self.worst_rows(&mut out);
         self.drawn(&mut out);
         self.calibration(&mut out);
         self.meaning(&mut out);
@@ -311,6 +312,39 @@ impl Page {
             None => "The images at both ends of each ranking, with score, p-value and row.",
         };
         section(out, "The most and the least anomalous", intro, &body);
+    }
+
+    fn worst_rows(&self, out: &mut String) {
+        let mut body = String::new();
+        for set in self.sets.iter().filter(|s| !s.worst.is_empty()) {
+            let (color, name) = (self.color(&set.name), Text(&set.name));
+            let _ = writeln!(
+                body,
+                "<h3><i class=\"swatch c{color}\"></i>{name} <span>by {}</span></h3>\n<table class=\"worst\"><thead><tr>\
+                 <th scope=\"col\">Row</th><th scope=\"col\">Score</th><th scope=\"col\">p</th><th scope=\"col\">Cells</th></tr></thead>\n<tbody>",
+                Text(&set.worst[0].scorer)
+            );
+            for WorstRow { row, score, p_value, cells, .. } in &set.worst {
+                let cell = |(column, value, nats): &(String, String, f64)| {
+                    format!("<span>{} = {} <b>{}</b></span>", Text(column), Text(value), significant(*nats))
+                };
+                let cells: Vec<String> = cells.iter().map(cell).collect();
+                let _ = writeln!(
+                    body,
+                    "<tr><th scope=\"row\">#{row}</th><td data-label=\"Score\">{}</td><td data-label=\"p\">{}</td>\
+                     <td data-label=\"Cells\" class=\"cells\">{}</td></tr>",
+                    significant(*score),
+                    probability(*p_value),
+                    cells.join(" ")
+                );
+            }
+            body.push_str("</tbody></table>\n");
+        }
+        if !body.is_empty() {
+            let intro = "The most anomalous rows, and in each the cells that are least likely given all others: by how many nats \
+                         other values of the column would be likelier there.";
+            section(out, "Rows and the cells behind them", intro, &body);
+        }
     }
 
     fn drawn(&self, out: &mut String) {

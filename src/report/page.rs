@@ -38,6 +38,23 @@ pub struct Set {
     pub bits_per_dim: Vec<f64>,
     /// Its most and least anomalous images, by one scorer or several.
     pub galleries: Vec<Gallery>,
+    /// Of a table: its most anomalous rows, most anomalous first.
+    pub worst: Vec<WorstRow>,
+}
+
+/// A row of a table and the cells that make it anomalous.
+#[derive(Debug, Clone)]
+pub struct WorstRow {
+    /// Row in the data set.
+    pub row: usize,
+    /// The scorer that ranks.
+    pub scorer: String,
+    /// Its score, in the scorer's unit.
+    pub score: f64,
+    /// Its conformal p-value.
+    pub p_value: f64,
+    /// Column, value, and surprisal of the cell given the others in nats; most surprising first.
+    pub cells: Vec<(String, String, f64)>,
 }
 
 /// The images at both ends of a ranking.

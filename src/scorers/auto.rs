@@ -1,119 +1,174 @@
 //! One fixed combination of likelihood and complexity, for use when nothing is known about the anomalies.
 //!
 //! ```text
-//! v(x) = (−log p(x), L₁(x), ..., L_k(x))        score(x) = √( (v − μ)ᵀ Σ⁻¹ (v − μ) )        μ, Σ from the reference
+//! p₁(x) = 2 min(F(s), 1 − F(s)),  s = −log p(x)             too surprising, or too little
+//! p₂(x) = 1 − G(S),               S = −log₂ p(x) − L(x)     surprising for its complexity
+//! score(x) = −ln min(p₁, p₂)                                nats
 //! ```
-//! L are the code lengths of the general-purpose compressors (PNG, JPEG XL and zstd for u8 images, zstd for other bytes
-//! and integers, none for floats, whose bytes say nothing about them). The Mahalanobis distance asks whether x is
-//! *typical* in all of these at once and in every linear combination of them:
-//! - along the nats alone it is the two-sided typicality of Nalisnick et al. 2019: too likely is anomalous too;
-//! - along the residual of nats given L it is the input complexity of Serra et al. 2020, with the slope that the
-//!   reference itself shows instead of 1; on images this direction is narrow, so it carries far;
-//! - along L it is a test of the data that no model can spoil.
+//! L is the shortest code of the general-purpose compressors (as `complexity`); F and G are smooth distribution functions
+//! of the reference (logistic kernels, bandwidth of Silverman 1986), so there are no ties and no end beyond the largest
+//! reference value. Each part answers one way in which raw likelihood fails: p₁ is the two-sided typicality of Nalisnick
+//! et al. 2019 (atypically *likely* inputs), p₂ the input complexity of Serra et al. 2020, one-sided as there (an input
+//! that the model codes better than a compressor is no anomaly). The minimum flags what either finds, at the price of a
+//! factor of two in p: so a pair that fools one of them in one direction is held in both.
 //!
-//! It was chosen by that argument and has no constant to tune: no out-of-distribution set was looked at, neither for the
-//! form nor for a threshold. Without compressors it is the distance of the surprisal from its mean in standard
-//! deviations. It measures in all directions alike, so a pair that fools a one-sided score in one direction (clothes,
-//! then digits) is held in both.
+//! There is no constant to tune, and the parts are taken from the literature as they are. Data that is neither bytes nor
+//! tokens has no code length that means anything, nor has an unnormalised likelihood one: then p₁ stands alone.
 
 use super::complexity::code_lengths;
-use super::{ANY_KIND, Evidence, Fitted, Learn, Need, ScorerInfo};
+use super::{ANY_KIND, Evidence, Fitted, Learn, NORMALISED, Need, ScorerInfo};
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::metrics::quantile;
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
+use std::f64::consts::LN_2;
 
 /// The registry's line.
 pub static AUTO: ScorerInfo = ScorerInfo {
     name: "auto",
     family: "combined",
-    summary: "joint typicality of surprisal and code lengths: the Mahalanobis distance from the reference",
-    unit: "deviations",
+    summary: "the rarer of two: two-sided surprisal, and surprisal beyond the compressed length",
+    unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Values],
-    build: Fitted::<Cloud>::boxed,
+    build: Fitted::<Auto>::boxed,
 };
 
-/// Mean of v and the Cholesky factor of its covariance, row by row.
 #[derive(Serialize, Deserialize)]
-struct Cloud {
-    mean: Vec<f64>,
-    factor: Vec<Vec<f64>>,
+struct Auto {
+    surprisal: Distribution,
+    /// Of S, where it means something.
+    excess: Option<Distribution>,
 }
 
-/// Added to each variance, as a share of it: directions that the reference does not show at all stay finite.
-const RIDGE: f64 = 1e-6;
+/// A smooth distribution of reference values.
+#[derive(Serialize, Deserialize)]
+struct Distribution {
+    /// Ascending.
+    values: Vec<f64>,
+    bandwidth: f64,
+}
 
-impl Learn for Cloud {
+/// The most reference values behind a distribution: enough for its shape.
+const MOST_VALUES: usize = 1000;
+
+impl Learn for Auto {
     const INFO: &'static ScorerInfo = &AUTO;
 
     fn learn(reference: &Evidence) -> Result<Self> {
-        let columns = columns(reference)?;
-        let n = reference.len() as f64;
-        let mean: Vec<f64> = columns.iter().map(|c| c.iter().sum::<f64>() / n).collect();
-        let d = columns.len();
-        let mut factor = vec![vec![0.0; d]; d];
-        for i in 0..d {
-            for j in 0..=i {
-                let product = columns[i].iter().zip(&columns[j]).map(|(a, b)| (a - mean[i]) * (b - mean[j]));
-                factor[i][j] = product.sum::<f64>() / n;
-            }
-            // A column that never moves in the reference is measured in its own units.
-            factor[i][i] = if factor[i][i] > 0.0 { factor[i][i] * (1.0 + RIDGE) } else { 1.0 };
-        }
-        cholesky(&mut factor);
-        Ok(Self { mean, factor })
+        Ok(Self {
+            surprisal: Distribution::of(surprisal(reference)),
+            excess: excess(reference)?.map(Distribution::of),
+        })
     }
 
     fn judge(&self, evidence: &Evidence) -> Result<Vec<f64>> {
-        let columns = columns(evidence)?;
-        if columns.len() != self.mean.len() {
-            let (name, found, wanted) = (&evidence.data().name, columns.len(), self.mean.len());
-            let message = format!("{name}: {found} numbers per example, \"auto\" was fitted on {wanted}");
-            return Err(Error::new(ErrorKind::Data, message));
-        }
-        let mut z = vec![0.0; columns.len()];
-        let distance = |row: usize| {
-            // L z = v − μ by substitution; |z| is the distance.
-            for (i, line) in self.factor.iter().enumerate() {
-                let known: f64 = line[..i].iter().zip(&z).map(|(l, z)| l * z).sum();
-                z[i] = (columns[i][row] - self.mean[i] - known) / line[i];
+        let two_sided = |s: f64| self.surprisal.ln_above(s).min(self.surprisal.ln_below(s)) + LN_2;
+        let mut scores: Vec<f64> = surprisal(evidence).into_iter().map(|s| -two_sided(s)).collect();
+        match (&self.excess, excess(evidence)?) {
+            (None, None) => {}
+            (Some(known), Some(found)) => {
+                scores.iter_mut().zip(found).for_each(|(score, s)| *score = score.max(-known.ln_above(s)));
             }
-            z.iter().map(|z| z * z).sum::<f64>().sqrt()
-        };
-        Ok((0..evidence.len()).map(distance).collect())
+            _ => {
+                let name = &evidence.data().name;
+                let message = format!("{name}: \"auto\" was fitted on data of another dtype");
+                return Err(Error::new(ErrorKind::Data, message));
+            }
+        }
+        Ok(scores)
     }
 
     fn check(&self) -> std::result::Result<(), &'static str> {
-        let d = self.mean.len();
-        let square = self.factor.len() == d && self.factor.iter().all(|line| line.len() == d);
-        if d > 0 && square && (0..d).all(|i| self.factor[i][i] > 0.0) {
+        let whole = |d: &Distribution| !d.values.is_empty() && d.bandwidth > 0.0;
+        if whole(&self.surprisal) && self.excess.as_ref().is_none_or(whole) {
             Ok(())
         } else {
-            Err("expected a mean and a lower triangle with a positive diagonal")
+            Err("a distribution without values")
         }
     }
 }
 
-/// −log p and the code lengths.
-fn columns(evidence: &Evidence) -> Result<Vec<Vec<f64>>> {
-    let mut columns = vec![evidence.nats.iter().map(|l| -l).collect::<Vec<f64>>()];
-    if matches!(evidence.data().values.dtype(), DType::U8 | DType::I32) {
-        columns.extend(code_lengths(evidence)?.iter().map(|l| l.to_vec()));
-    }
-    Ok(columns)
+fn surprisal(evidence: &Evidence) -> Vec<f64> {
+    evidence.nats.iter().map(|l| -l).collect()
 }
 
-/// The lower Cholesky factor of a covariance, in place. What rounding makes negative counts as a sliver of the variance.
-fn cholesky(a: &mut [Vec<f64>]) {
-    for i in 0..a.len() {
-        let variance = a[i][i];
-        for j in 0..=i {
-            let known: f64 = (0..j).map(|k| a[i][k] * a[j][k]).sum();
-            a[i][j] = if i == j {
-                (a[i][i] - known).max(RIDGE * variance).sqrt()
-            } else {
-                (a[i][j] - known) / a[j][j]
-            };
+/// S in bits.
+fn excess(evidence: &Evidence) -> Result<Option<Vec<f64>>> {
+    let whole = matches!(evidence.data().values.dtype(), DType::U8 | DType::I32);
+    if !whole || !NORMALISED.contains(&evidence.kind) {
+        return Ok(None);
+    }
+    let lengths = code_lengths(evidence)?;
+    let shortest = |i: usize| lengths.iter().map(|l| l[i]).fold(f64::INFINITY, f64::min);
+    Ok(Some(evidence.nats.iter().enumerate().map(|(i, l)| -l / LN_2 - shortest(i)).collect()))
+}
+
+impl Distribution {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let bandwidth = bandwidth(&values);
+        Self { values: thinned(values, MOST_VALUES), bandwidth }
+    }
+
+    /// ln (1/n) Σ 1 / (1 + e^((x − v)/h)): the logarithm of the share above x.
+    fn ln_above(&self, x: f64) -> f64 {
+        self.ln_mean(|v| ln_sigmoid((v - x) / self.bandwidth))
+    }
+
+    fn ln_below(&self, x: f64) -> f64 {
+        self.ln_mean(|v| ln_sigmoid((x - v) / self.bandwidth))
+    }
+
+    fn ln_mean(&self, f: impl Fn(f64) -> f64) -> f64 {
+        // The largest term belongs to one of the ends.
+        let ends = [self.values[0], self.values[self.values.len() - 1]];
+        let top = f(ends[0]).max(f(ends[1]));
+        let sum: f64 = self.values.iter().map(|v| (f(*v) - top).exp()).sum();
+        top + (sum / self.values.len() as f64).ln()
+    }
+}
+
+/// ln 1/(1 + e^(−z)) without overflow.
+fn ln_sigmoid(z: f64) -> f64 {
+    z.min(0.0) - (-z.abs()).exp().ln_1p()
+}
+
+/// Silverman's rule for sorted values: 0.9 min(std, IQR / 1.34) n^(−1/5); above 0 for constant ones.
+pub(super) fn bandwidth(sorted: &[f64]) -> f64 {
+    let n = sorted.len() as f64;
+    let mean = sorted.iter().sum::<f64>() / n;
+    let std = (sorted.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let iqr = (quantile(sorted, 0.75) - quantile(sorted, 0.25)) / 1.34;
+    let spread = if iqr > 0.0 { std.min(iqr) } else { std };
+    0.9 * n.powf(-0.2) * if spread > 0.0 { spread } else { mean.abs().max(1.0) * 1e-3 }
+}
+
+/// At most `most` of the sorted values, at even ranks: they keep the shape.
+pub(super) fn thinned(sorted: Vec<f64>, most: usize) -> Vec<f64> {
+    let n = sorted.len();
+    if n <= most { sorted } else { (0..most).map(|i| sorted[i * (n - 1) / (most - 1)]).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Philox;
+
+    /// Close to the normal distribution inside, monotone and finite far outside.
+    #[test]
+    fn distributions_are_smooth() {
+        let z = Philox::new(4).normal([5000], DType::F64);
+        let d = Distribution::of(z.as_slice::<f64>().to_vec());
+        assert_eq!(d.values.len(), MOST_VALUES);
+        for (x, above) in [(0.0, 0.5), (1.0, 0.1587), (-1.0, 0.8413), (2.0, 0.0228)] {
+            let found = d.ln_above(x).exp();
+            assert!((found - above).abs() < 0.03, "{x}: {found}");
+            assert!((d.ln_below(x).exp() + found - 1.0).abs() < 1e-9);
         }
+        let far: Vec<f64> = (0..60).map(|i| d.ln_above(10f64.powi(i / 3) * (1.0 + (i % 3) as f64))).collect();
+        assert!(far.windows(2).all(|w| w[1] < w[0]) && far.iter().all(|x| x.is_finite()), "{far:?}");
+        let constant = Distribution::of(vec![3.0; 10]);
+        assert!(constant.ln_above(4.0) < -100.0 && constant.ln_below(4.0) > -1e-9);
     }
 }

@@ -10,11 +10,11 @@
 //! statistic of the model that was asked for (of gradients, the logarithm of the norm over all parameters). What the
 //! reference had must be there again.
 
+use super::auto::{bandwidth, thinned};
 use super::complexity::code_lengths;
 use super::ensemble::per_row;
 use super::{ANY_KIND, Evidence, Fitted, Learn, Need, ScorerInfo};
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::metrics::quantile;
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 
@@ -75,18 +75,8 @@ impl Learn for States {
 impl State {
     fn new(name: String, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        let n = values.len();
-        let mean = values.iter().sum::<f64>() / n as f64;
-        let std = (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64).sqrt();
-        let iqr = (quantile(&values, 0.75) - quantile(&values, 0.25)) / 1.34;
-        let spread = if iqr > 0.0 { std.min(iqr) } else { std };
-        let spread = if spread > 0.0 { spread } else { mean.abs().max(1.0) * 1e-3 };
-        let bandwidth = 0.9 * spread * (n as f64).powf(-0.2);
-        if n > MOST_VALUES {
-            // Order statistics at even ranks keep the shape.
-            let at = |i: usize| values[(i * (n - 1)) / (MOST_VALUES - 1)];
-            values = (0..MOST_VALUES).map(at).collect();
-        }
+        let bandwidth = bandwidth(&values);
+        let values = thinned(values, MOST_VALUES);
         Self { name, values, bandwidth }
     }
 
