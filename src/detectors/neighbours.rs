@@ -30,7 +30,7 @@ pub struct Index {
     parts: Parts,
     /// What is subtracted from every row before it is rounded to f32.
     centre: Vec<f64>,
-    /// Rows in the order of the parts, centred.
+    /// The rows of each part, centred, as a (D, rows) matrix.
     packed: Vec<f32>,
     /// |y|² of those.
     norms: Vec<f32>,
@@ -159,7 +159,7 @@ impl Group<'_> {
         let (start, end) = (index.parts.starts[block as usize], index.parts.starts[block as usize + 1]);
         let (m, n) = (self.rows.len(), end - start);
         let a = Mat::new(&self.packed, d);
-        let b = Mat::t(&index.packed[start * d..end * d], d);
+        let b = Mat::new(&index.packed[start * d..end * d], n);
         let epilogue = Epilogue { alpha: -2.0, bias: Some(&index.norms[start..end]), ..Default::default() };
         gemm(m, n, d, a, b, &mut self.products[..m * n], n, &epilogue);
         (&index.parts.order[start..end], self.products[..m * n].chunks_exact(n))
@@ -177,8 +177,16 @@ impl Index {
         let d = points.columns();
         let parts = Parts::new(&points, (16 * d).clamp(64, 256));
         let centre = points.mean();
-        let packed = pack(&points, &parts.order, &centre);
-        let norms = packed.chunks_exact(d).map(square).collect();
+        let (mut packed, mut norms) = (vec![0.0; points.rows() * d], Vec::with_capacity(points.rows()));
+        for block in 0..parts.len() {
+            let rows = pack(&points, parts.rows(block), &centre);
+            norms.extend(rows.chunks_exact(d).map(square));
+            let n = rows.len() / d;
+            let turned = &mut packed[parts.starts[block] * d..][..n * d];
+            for (i, row) in rows.chunks_exact(d).enumerate() {
+                row.iter().enumerate().for_each(|(j, &x)| turned[j * n + i] = x);
+            }
+        }
         Self { points, parts, centre, packed, norms }
     }
 
@@ -294,7 +302,7 @@ impl Index {
         let mut best: Vec<(f64, u32)> = found.of(i).map(|j| measure(&j)).collect();
         best.sort_unstable_by(ascending);
         best.truncate(k);
-        let (last, t) = (best.last().map_or(f64::INFINITY, |b| b.0), found.limit(i) as f64);
+        let (last, t) = (best.last().map_or(f64::INFINITY, |b| b.0), found.limit[i] as f64);
         let certain = (t / (1.0 + 4.0 * gamma)).min(t - 16.0 * gamma * group.norms[i] as f64);
         if last == 0.0 || last < certain || t == f64::INFINITY {
             return best;
@@ -347,22 +355,23 @@ struct Candidates {
     most: usize,
     distance: Vec<f32>,
     index: Vec<u32>,
+    /// The last distance of each row; infinite while it has fewer than it may have.
+    limit: Vec<f32>,
 }
 
 impl Candidates {
     fn new(rows: usize, most: usize) -> Self {
-        Self { most, distance: vec![f32::INFINITY; rows * most], index: vec![0; rows * most] }
+        let (distance, limit) = (vec![f32::INFINITY; rows * most], vec![f32::INFINITY; rows]);
+        Self { most, distance, index: vec![0; rows * most], limit }
     }
 
-    /// The last of row `i`; infinite while it has fewer than it may have.
-    fn limit(&self, i: usize) -> f32 {
-        self.distance[(i + 1) * self.most - 1]
-    }
-
-    /// The largest of these limits.
+    /// The largest of the limits.
     fn farthest(&self) -> f64 {
-        let last = self.distance.iter().skip(self.most - 1).step_by(self.most);
-        last.fold(f32::NEG_INFINITY, |m, &x| m.max(x)) as f64
+        let limit = &self.limit;
+        vectorize(
+            #[inline(always)]
+            || limit.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m }),
+        ) as f64
     }
 
     fn of(&self, i: usize) -> impl Iterator<Item = u32> {
@@ -375,23 +384,38 @@ impl Candidates {
     fn take(&mut self, i: usize, norm: f32, products: &[f32], numbers: &[u32], except: Option<u32>) {
         let (distance, index) =
             (&mut self.distance[i * self.most..][..self.most], &mut self.index[i * self.most..][..self.most]);
+        let last = self.most - 1;
         vectorize(
             #[inline(always)]
             || {
-                let mut limit = distance[distance.len() - 1] - norm;
-                for (chunk, numbers) in products.chunks(LANES).zip(numbers.chunks(LANES)) {
-                    if !chunk.iter().fold(false, |any, &p| any | (p < limit)) {
-                        continue;
-                    }
-                    for (&p, &number) in chunk.iter().zip(numbers) {
-                        if p < limit && Some(number) != except {
-                            insert(distance, index, p + norm, number);
-                            limit = distance[distance.len() - 1] - norm;
+                let mut limit = distance[last] - norm;
+                let mut offer = |mask: u32, products: &[f32], numbers: &[u32], limit: &mut f32| {
+                    let mut left = mask;
+                    while left != 0 {
+                        let j = left.trailing_zeros() as usize;
+                        left &= left - 1;
+                        if products[j] < *limit && Some(numbers[j]) != except {
+                            insert(distance, index, products[j] + norm, numbers[j]);
+                            *limit = distance[last] - norm;
                         }
                     }
+                };
+                let (packs, rest) = products.as_chunks::<LANES>();
+                for (pack, numbers) in packs.iter().zip(numbers.chunks_exact(LANES)) {
+                    let mut mask = 0u32;
+                    for j in 0..LANES {
+                        mask |= ((pack[j] < limit) as u32) << j;
+                    }
+                    if mask != 0 {
+                        offer(mask, pack, numbers, &mut limit);
+                    }
+                }
+                if !rest.is_empty() {
+                    offer((1 << rest.len()) - 1, rest, &numbers[products.len() - rest.len()..], &mut limit);
                 }
             },
         );
+        self.limit[i] = distance[last];
     }
 }
 
