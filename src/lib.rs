@@ -27,6 +27,8 @@
 //! | [`scorers`] | one file per scorer, the [`scorers::Scorer`] trait, the `SCORERS` registry |
 //! | [`calibrate`] | split-conformal p-values and thresholds, false-discovery rates, drift |
 //! | [`series`] | time series judged step by step |
+//! | [`detectors`] | classical detectors on tables, the [`detectors::Detector`] trait, the `DETECTORS` registry |
+//! | [`calibrate`] | split-conformal p-values and thresholds |
 //! | [`ode`] | Runge-Kutta methods as data, solvers with error control, the adjoint |
 //! | [`report`] | metrics, tables, the HTML report |
 //! | [`train`] | fitting, optimiser, schedule, EMA, checkpoints |
@@ -40,6 +42,7 @@ pub mod cli;
 pub mod cpu;
 pub mod cuda;
 pub mod data;
+pub mod detectors;
 pub mod dist;
 pub mod error;
 pub mod evidence;

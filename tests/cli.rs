@@ -46,7 +46,7 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn lists_are_arrays_of_objects() {
-    for what in ["models", "scorers", "sources", "ops"] {
+    for what in ["models", "detectors", "scorers", "sources", "ops"] {
         let found: Value = serde_json::from_str(&succeeds(&["list", what, "--json"])).unwrap();
         for entry in found.as_array().unwrap() {
             for key in ["name", "family", "summary"] {
@@ -494,4 +494,54 @@ fn series_have_intervals() {
     std::fs::write(&path, format!("{head}{}\n", rows.join("\n"))).unwrap();
     fails(&["series", text(&path)], 1, &["load.csv", "row 8", "order of time"]);
     fails(&["nab", text(dir.path())], 1, &["windows.json"]);
+}
+
+/// 60 rows along a line with two categories, of which row 17 leaves the line.
+fn table(path: &Path, outlier: bool) -> String {
+    let mut csv = String::from("height,weight,kind\n");
+    for i in 0..60 {
+        let (x, kind) = ((i * 37 % 60) as f64 / 10.0, ["cat", "dog"][i % 2]);
+        let y = if outlier && i == 17 { -30.0 } else { 2.0 * x + (i * 13 % 7) as f64 / 10.0 };
+        csv += &format!("{x},{y},{kind}\n");
+    }
+    std::fs::write(path, csv).unwrap();
+    text(path).to_string()
+}
+
+#[test]
+fn detect_ranks_explains_and_keeps_detectors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clean, dirty) =
+        (table(&dir.path().join("clean.csv"), false), table(&dir.path().join("dirty.csv"), true));
+    for name in ["iforest", "knn", "mahalanobis", "hbos"] {
+        let found = succeeds(&["detect", &dirty, "--detector", name, "--contamination", "0.05", "--json"]);
+        let lines: Vec<Value> = serde_json::from_str(&found).unwrap();
+        assert_eq!(lines.len(), 60);
+        assert_eq!(
+            (&lines[17]["rank"], &lines[17]["columns"][0]),
+            (&1.into(), &"weight".into()),
+            "{name}: {}",
+            lines[17]
+        );
+        assert_eq!(lines.iter().filter(|l| l["decision"] == "anomaly").count(), 3, "{name}");
+        // The cut is a hint: scores and ranks are the same without it.
+        let auto = succeeds(&["detect", &dirty, "--detector", name, "--json", "--threads", "1"]);
+        let auto: Vec<Value> = serde_json::from_str(&auto).unwrap();
+        assert!(lines.iter().zip(&auto).all(|(a, b)| a["score"] == b["score"] && a["rank"] == b["rank"]));
+        if name == "knn" || name == "mahalanobis" {
+            assert_eq!(auto[17]["decision"], "anomaly", "{name}");
+        }
+    }
+    let kept = text(&dir.path().join("knn.safetensors")).to_string();
+    let judged = succeeds(&["detect", &dirty, "--reference", &clean, "--save", &kept]);
+    assert_eq!(judged.lines().next(), Some("index,score,rank,p_value,decision,columns"));
+    let row: Vec<&str> = judged.lines().nth(18).unwrap().split(',').collect();
+    assert_eq!((row[0], row[2], row[4]), ("17", "1", "anomaly"), "{row:?}");
+    assert_eq!(succeeds(&["detect", &dirty, "--with", &kept]), judged);
+
+    fails(&["detect", &dirty, "--detector", "ifroest"], 2, &["iforest"]);
+    fails(&["detect", &dirty, "--set", "k=3"], 2, &["\"k\"", "iforest"]);
+    fails(&["detect", &dirty, "--alpha", "0.1"], 2, &["--reference"]);
+    fails(&["detect", &dirty, "--with", &clean], 1, &["clean.csv"]);
+    fails(&["detect", &dirty, "--with", &kept, "--alpha", "0.001"], 2, &["12 calibration rows"]);
 }

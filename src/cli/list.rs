@@ -2,6 +2,7 @@
 
 use super::{Common, output};
 use crate::data::SOURCES;
+use crate::detectors::DETECTORS;
 use crate::error::Result;
 use crate::models::MODELS;
 use crate::ops::OPS;
@@ -18,6 +19,7 @@ pub struct Args {
 #[derive(Clone, Copy, ValueEnum)]
 enum What {
     Models,
+    Detectors,
     Scorers,
     Sources,
     Ops,
@@ -55,6 +57,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
                 Entry { name: m.name, family: m.family, summary: m.summary, presets, objective, reproduce }
             })
             .collect(),
+        What::Detectors => entries!(DETECTORS),
         What::Scorers => entries!(SCORERS),
         What::Sources => entries!(SOURCES),
         What::Ops => entries!(OPS),

@@ -3,9 +3,11 @@
 //! Data goes to stdout; logs and progress go to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage. Results are
 //! written beside their place and renamed, so an output is whole or not there.
 
+mod adbench;
 mod bench;
 mod compare;
 mod demo;
+mod detect;
 mod eval;
 mod evidence;
 mod info;
@@ -67,12 +69,16 @@ enum Command {
     Series(series::Args),
     /// Score the streaming model on a folder of the Numenta Anomaly Benchmark
     Nab(series::NabArgs),
+    /// Rank the rows of a file by a classical detector, or judge them against clean reference data
+    Detect(detect::Args),
     /// Draw samples from a trained model
     Sample(sample::Args),
-    /// List models, scorers, sources or ops
+    /// List models, detectors, scorers, sources or ops
     List(list::Args),
     /// Describe a model file, a model or a preset
     Info(info::Args),
+    /// Measure detectors and models on labelled tables (AUROC, average precision, seconds)
+    Adbench(adbench::Args),
     /// Time a training step or a sampling call on synthetic inputs
     Bench(bench::Args),
 }
@@ -107,9 +113,11 @@ fn run(Cli { common, command }: &Cli) -> Result<()> {
         Command::Eval(args) => eval::run(args, common),
         Command::Series(args) => series::run(args, common),
         Command::Nab(args) => series::nab(args, common),
+        Command::Detect(args) => detect::run(args, common),
         Command::Sample(args) => sample::run(args, common),
         Command::List(args) => list::run(args, common),
         Command::Info(args) => info::run(args, common),
+        Command::Adbench(args) => adbench::run(args, common),
         Command::Bench(args) => bench::run(args, common),
     }
 }
