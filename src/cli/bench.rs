@@ -62,6 +62,7 @@ const WORKLOADS: &[Workload] = &[
         batch: 16,
         task: Task::TrainBytes,
     },
+    Workload { name: "ffjord43", preset: "ffjord43", set: &[], batch: 512, task: Task::TrainNormal },
     Workload { name: "pixelcnn28_sample", preset: "pixelcnn28", set: &[], batch: 16, task: Task::Sample },
 ];
 

@@ -244,6 +244,7 @@ pub static MODELS: &[&ModelInfo] = &[
     &autoregressive::causal_cnn::INFO,
     &autoregressive::transformer::INFO,
     &autoregressive::made::INFO,
+    &flow::ffjord::INFO,
     &flow::flowpp::FLOWPP,
     &flow::glow::GLOW,
     &flow::idf::IDF,
