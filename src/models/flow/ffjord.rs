@@ -1,8 +1,8 @@
 //! FFJORD: a continuous flow, x(0) = x moved by dx/dt = f(t, x) to a standard normal z = x(1) (Grathwohl et al. 2019,
 //! "FFJORD: free-form continuous dynamics for scalable reversible generative models").
 //!
-//! log p(x) = log N(z; 0, 1) + ∫₀¹ tr ∂f/∂x dt − Σ ln std, in nats: x is standardised by the training data's mean and
-//! deviation, which are saved with the model. f is a multilayer perceptron of (x, t).
+//! log p(x) = log N(z; 0, 1) + ∫₀¹ tr ∂f/∂x dt − Σ ln scale, in nats: x is standardised as in all flows on tables. f is a
+//! multilayer perceptron of (x, t).
 //!
 //! **Kind.** Training uses Hutchinson's estimate εᵀ (∂f/∂x) ε with one ε per example, fixed within a solve, which is
 //! unbiased for log p ([`Kind::Estimate`] if asked for in scoring). Scoring uses the exact trace, [`Kind::Exact`] up to
@@ -15,14 +15,13 @@
 //! **Failures.** Where steps underflow or the budget is spent, [`Ffjord::density`] and sampling return the error;
 //! [`Model::log_prob`] gives NaN, which evaluation and training refuse with the row.
 
+use super::table::{Rows, Sizes};
 use crate::autograd;
 use crate::data::Dataset;
-use crate::data::Transform;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
 use crate::ode::{self, AdjointRhs, Stepping, Tableau};
-use crate::ops::normal_logp::normal_logp;
 use crate::ops::ode_steps::{Steps, ode_steps};
 use crate::ops::ode_trace::{Field, Probe, Smooth, exact_trace, ode_trace};
 use crate::random::Philox;
@@ -37,13 +36,38 @@ pub const INFO: ModelInfo = ModelInfo {
     summary: "continuous flow by a neural ODE with a trace estimated or exact (Grathwohl et al. 2019)",
     objective: "surprisal, nats",
     reproduce: "cargo run --release --example densities: held-out nats of two-dimensional densities",
-    presets: &[("ffjord43", FFJORD43), ("ffjord_adaptive", FFJORD_ADAPTIVE)],
+    presets: &[("ffjord_table", TABLE), ("ffjord43", FFJORD43), ("ffjord_adaptive", ADAPTIVE)],
+    tiny: &["shape=[2]", "hidden=[8, 8]", "stepping.count=12"],
     build: |config, rng| {
         let config = serde_json::from_value(config.clone())
             .map_err(|e| Error::new(ErrorKind::Usage, format!("configuration of ffjord: {e}")))?;
         Ok(Box::new(Ffjord::new(config, DType::F32, rng)?))
     },
 };
+
+const TABLE: &str = r#"
+shape = [8]
+hidden = [64, 64]
+activation = "tanh"
+method = "rk4"
+stepping = { kind = "fixed", count = 8 }
+gradient = "backprop"
+trace = "exact"
+probe = "rademacher"
+score_trace = "exact"
+kinetic = 0.0
+jacobian = 0.0
+noise = 0.1
+
+[train]
+steps = 1500
+batch = 256
+lr = 5e-3
+schedule = { curve = "cosine" }
+patience = 40
+clip = 5.0
+eval_batch = 1024
+"#;
 
 const FFJORD43: &str = r#"
 shape = [43]
@@ -53,35 +77,43 @@ method = "rk4"
 stepping = { kind = "fixed", count = 8 }
 gradient = "backprop"
 trace = "hutchinson"
-noise = "rademacher"
+probe = "rademacher"
 score_trace = "exact"
 kinetic = 0.0
 jacobian = 0.0
+noise = 0.0
+
 [train]
-batch = 256
-lr = 2e-3
 epochs = 60
-patience = 10
-eval_batch = 1024
+batch = 512
+lr = 2e-3
 schedule = { curve = "cosine" }
+patience = 10
+clip = 5.0
+eval_batch = 1024
 "#;
 
-const FFJORD_ADAPTIVE: &str = r#"
-shape = [2]
+const ADAPTIVE: &str = r#"
+shape = [8]
 hidden = [64, 64]
 activation = "softplus"
 method = "dopri5"
 stepping = { kind = "adaptive", rtol = 1e-4, atol = 1e-4, budget = 2000 }
 gradient = "adjoint"
 trace = "hutchinson"
-noise = "rademacher"
+probe = "rademacher"
 score_trace = "exact"
 kinetic = 0.01
 jacobian = 0.01
+noise = 0.1
+
 [train]
-batch = 512
+steps = 1500
+batch = 256
 lr = 2e-3
-epochs = 40
+schedule = { curve = "cosine" }
+patience = 40
+clip = 5.0
 eval_batch = 1024
 "#;
 
@@ -98,7 +130,7 @@ pub enum Trace {
 /// The distribution of Hutchinson's ε.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Noise {
+pub enum ProbeNoise {
     /// −1 or 1: the smaller variance.
     Rademacher,
     /// Standard normal.
@@ -134,16 +166,23 @@ pub struct Config {
     /// The trace in training.
     pub trace: Trace,
     /// The distribution of ε.
-    pub noise: Noise,
+    pub probe: ProbeNoise,
     /// The trace in scoring.
     pub score_trace: Trace,
     /// λ_K, weight of the mean squared velocity.
     pub kinetic: f64,
     /// λ_J, weight of the mean squared Jacobian.
     pub jacobian: f64,
+    /// Deviation of the training noise, in standardised units.
+    pub noise: f64,
 }
 
 impl Config {
+    fn sizes(&self) -> Sizes<'_> {
+        let Self { shape: [columns], hidden, noise, .. } = self;
+        Sizes { model: "ffjord", columns: *columns, layers: 1, hidden, per: 1, noise: *noise }
+    }
+
     fn check(&self) -> Result<&'static Tableau> {
         let fail = |m: String| Err(Error::new(ErrorKind::Usage, format!("configuration of ffjord: {m}")));
         let [d] = self.shape;
@@ -183,8 +222,7 @@ pub struct Ffjord {
     tableau: &'static Tableau,
     store: ParamStore,
     layers: Vec<(Param, Param)>,
-    mean: Param,
-    std: Param,
+    rows: Rows,
     dtype: DType,
 }
 
@@ -225,10 +263,8 @@ impl Ffjord {
             (init.param("weight", [pair[0], pair[1]], start), init.param("bias", [pair[1]], start))
         });
         let layers = layers.collect();
-        let mut init = init.sub("standardise");
-        let mean = init.buffer("mean", [d], dtype, Initial::Zeros);
-        let std = init.buffer("std", [d], dtype, Initial::Constant(1.0));
-        Ok(Self { config, tableau, store, layers, mean, std, dtype })
+        let rows = Rows::new(&mut init, &config.sizes(), dtype);
+        Ok(Self { config, tableau, store, layers, rows, dtype })
     }
 
     /// The velocity field with the present parameters.
@@ -244,39 +280,28 @@ impl Ffjord {
     pub fn density(&self, x: &Tensor, rng: &mut Philox) -> Result<(Tensor, usize)> {
         let noise = self.noise(self.config.score_trace, x.shape()[0], rng);
         let plan = Plan { noise, gradient: self.config.gradient, weights: [0.0; 2] };
-        let flowed = self.flow(&self.standardised(x), [0.0, 1.0], &plan)?;
-        let nats = &(&normal_logp(&flowed.z) + &flowed.logdet) + &self.log_scale();
-        Ok((nats, flowed.evaluations))
+        let flowed = self.flow(&self.rows.standardised(x), [0.0, 1.0], &plan)?;
+        Ok((self.rows.nats(&flowed.z, &flowed.logdet), flowed.evaluations))
     }
 
-    /// Where the examples of a training batch go, with the penalties of the objective.
+    /// Where the examples of a training batch go, with training noise and the penalties of the objective.
     ///
     /// # Errors
     /// As [`Self::density`].
     pub fn train_flow(&self, x: &Tensor, rng: &mut Philox) -> Result<Flowed> {
+        let z = self.rows.noisy(x, rng);
         let noise = self.noise(self.config.trace, x.shape()[0], rng);
         let weights = [self.config.kinetic, self.config.jacobian];
-        let plan = Plan { noise, gradient: self.config.gradient, weights };
-        self.flow(&self.standardised(x), [0.0, 1.0], &plan)
+        self.flow(&z, [0.0, 1.0], &Plan { noise, gradient: self.config.gradient, weights })
     }
 
     fn noise(&self, trace: Trace, b: usize, rng: &mut Philox) -> Option<Tensor> {
         let shape = [b, self.config.shape[0]];
-        match (trace, self.config.noise) {
+        match (trace, self.config.probe) {
             (Trace::Exact, _) => None,
-            (Trace::Hutchinson, Noise::Rademacher) => Some(rng.rademacher(shape, self.dtype)),
-            (Trace::Hutchinson, Noise::Gaussian) => Some(rng.normal(shape, self.dtype)),
+            (Trace::Hutchinson, ProbeNoise::Rademacher) => Some(rng.rademacher(shape, self.dtype)),
+            (Trace::Hutchinson, ProbeNoise::Gaussian) => Some(rng.normal(shape, self.dtype)),
         }
-    }
-
-    /// (x − mean) / std.
-    fn standardised(&self, x: &Tensor) -> Tensor {
-        &(&x.cast(self.dtype) - &self.mean.get()) / &self.std.get()
-    }
-
-    /// log |det| of the standardisation, −Σ ln std, a scalar.
-    fn log_scale(&self) -> Tensor {
-        -&self.std.get().ln().sum_all()
     }
 
     fn flow(&self, x: &Tensor, span: [f64; 2], plan: &Plan) -> Result<Flowed> {
@@ -346,7 +371,7 @@ impl Model for Ffjord {
     }
 
     fn input(&self) -> Input {
-        Input { shape: self.config.shape.to_vec(), dtypes: &[DType::F32, DType::F64], ..Input::default() }
+        self.rows.input()
     }
 
     fn params(&self) -> &ParamStore {
@@ -366,27 +391,21 @@ impl Model for Ffjord {
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("ffjord", 0)?;
         autograd::no_grad(|| {
-            let z = rng.normal([n, self.config.shape[0]], self.dtype).affine(options.temperature, 0.0);
+            let z = self.rows.latents(n, options.temperature, rng);
             let plan = Plan { noise: None, gradient: Gradient::Backprop, weights: [0.0; 2] };
             let x = self.flow(&z, [1.0, 0.0], &plan)?.z;
-            Ok(&(&x * &self.std.get()) + &self.mean.get())
+            Ok(self.rows.restored(&x))
         })
     }
 
     fn objective(&self, batch: &Batch, rng: &mut Philox) -> Tensor {
         match self.train_flow(&batch.x, rng) {
-            Ok(f) => &(&f.penalty - &(&normal_logp(&f.z) + &f.logdet)) - &self.log_scale(),
+            Ok(f) => &f.penalty - &self.rows.nats(&f.z, &f.logdet),
             Err(_) => self.failed(batch.x.shape()[0]),
         }
     }
 
     fn init_from(&self, train: &Dataset, _batch: &Batch, _rng: &mut Philox) {
-        if let Transform::Standardise { mean, std } = Transform::standardise(&train.values) {
-            let set = |param: &Param, values: &[f64]| {
-                param.set(&Tensor::from_slice(values, [values.len()]).cast(self.dtype));
-            };
-            set(&self.mean, &mean);
-            set(&self.std, &std);
-        }
+        self.rows.fit(train);
     }
 }
