@@ -254,6 +254,8 @@ pub static MODELS: &[&ModelInfo] = &[
     &autoregressive::transformer::INFO,
     &autoregressive::made::INFO,
     &energy::ebm::INFO,
+    &energy::nce::INFO,
+    &energy::score_matching::INFO,
     &flow::ffjord::INFO,
     &flow::flowpp::FLOWPP,
     &flow::glow::GLOW,

@@ -162,7 +162,8 @@ pub(super) fn solve_within(
             for n in 0..count {
                 run.t = span[0] + n as f64 * h;
                 let step = run.stages(h);
-                run.accept(h, step);
+                let until = if n + 1 == count { span[1] } else { run.t + h };
+                run.accept(h, until, step);
             }
         }
         Stepping::Adaptive { rtol, atol, budget } => {
@@ -222,7 +223,7 @@ impl Run<'_> {
         Step { state: self.combined(tableau.b, h, &ks), ks }
     }
 
-    fn accept(&mut self, h: f64, step: Step) {
+    fn accept(&mut self, h: f64, until: f64, step: Step) {
         let Step { state, mut ks } = step;
         let weights = self.tableau.middle.filter(|_| self.solution.dense.is_some());
         let middle = weights.map(|weights| self.combined(weights, h, &ks));
@@ -230,9 +231,9 @@ impl Run<'_> {
         let last = if self.tableau.first_same_as_last { ks.pop() } else { None };
         if let Some(mut dense) = self.solution.dense.take() {
             let end = self.solution.state.clone();
-            let slope = last.clone().unwrap_or_else(|| self.evaluate(self.t + h, &end));
+            let slope = last.clone().unwrap_or_else(|| self.evaluate(until, &end));
             let first = ks.swap_remove(0);
-            let span = [self.t, self.t + h];
+            let span = [self.t, until];
             dense.pieces.push(Piece { span, ends: [from, end], slopes: [first, slope.clone()], middle });
             self.solution.dense = Some(dense);
             self.first = Some(slope);
@@ -259,8 +260,9 @@ impl Run<'_> {
             }
             let factor = if size.is_finite() { 0.9 * size.max(1e-10).powf(-1.0 / order) } else { 0.0 };
             if size <= 1.0 {
-                self.accept(length, step);
-                self.t = if last { span[1] } else { self.t + length };
+                let until = if last { span[1] } else { self.t + length };
+                self.accept(length, until, step);
+                self.t = until;
                 h = length * factor.clamp(0.2, 10.0);
             } else {
                 self.solution.rejected += 1;

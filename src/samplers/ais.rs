@@ -66,9 +66,9 @@ pub struct LogZ {
     pub interval: [f64; 2],
     /// (Σ w)² / Σ w², of as many as there were chains: a small one makes the interval too narrow.
     pub effective: f64,
-    /// Mean acceptance of the transitions.
+    /// Mean acceptance of the transitions; 1 where there were none.
     pub acceptance: f64,
-    /// The chains where they ended, at β = 1.
+    /// Weights.
     pub chains: usize,
 }
 
@@ -120,24 +120,33 @@ pub fn anneal(
         x = state.x;
         gap = difference(potential, base, &x);
     }
-    let (value, effective) = log_mean(&log_weights);
-    if !value.is_finite() {
+    let Some(found) = log_mean_interval(&log_weights, rng) else {
         let message = "annealing: no chain kept a finite weight; more temperatures may help";
         return Err(Error::new(ErrorKind::NonFinite, message));
-    }
+    };
+    let z = base.log_z(d);
+    Ok(LogZ {
+        value: found.value + z,
+        interval: found.interval.map(|end| end + z),
+        acceptance: accepted / (temperatures - 1).max(1) as f64,
+        ..found
+    })
+}
+
+/// ln mean(w) of weights given as logarithms, with its 95 % bootstrap interval; `None` when it is not finite.
+pub fn log_mean_interval(log_weights: &[f64], rng: &mut Philox) -> Option<LogZ> {
+    let n = log_weights.len();
+    let (value, effective) = log_mean(log_weights);
     let mut words = rng.stream();
     let mut means: Vec<f64> = (0..REPEATS)
         .map(|_| {
-            let drawn: Vec<f64> =
-                (0..chains).map(|_| log_weights[words.below(chains as u64) as usize]).collect();
+            let drawn: Vec<f64> = (0..n).map(|_| log_weights[words.below(n as u64) as usize]).collect();
             log_mean(&drawn).0
         })
         .collect();
     means.sort_by(f64::total_cmp);
-    let z = base.log_z(d);
-    let interval = [means[REPEATS / 40] + z, means[REPEATS - 1 - REPEATS / 40] + z];
-    let acceptance = accepted / (temperatures - 1).max(1) as f64;
-    Ok(LogZ { value: value + z, interval, effective, acceptance, chains })
+    let interval = [means[REPEATS / 40], means[REPEATS - 1 - REPEATS / 40]];
+    value.is_finite().then_some(LogZ { value, interval, effective, acceptance: 1.0, chains: n })
 }
 
 /// β_k: a sigmoid from 0 to 1, slow at both ends.

@@ -13,7 +13,7 @@ mod ais;
 mod diagnostics;
 mod hmc;
 
-pub use ais::{Base, LogZ, anneal};
+pub use ais::{Base, LogZ, anneal, log_mean_interval};
 pub use diagnostics::{Diagnosis, diagnose};
 pub use hmc::{Method, Run, Samples, sample};
 

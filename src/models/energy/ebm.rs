@@ -13,7 +13,7 @@
 //! or its mean exceeds `limit`, they are brought back and all chains restart from noise; ten times in a row end the
 //! training.
 
-use super::{Annealing, EnergyNet, Partition};
+use super::{Annealing, EnergyNet, NetKind, Partition, rows::Standard};
 use crate::autograd;
 use crate::data::{Dataset, Prepare, Transform};
 use crate::error::{Error, ErrorKind, Result};
@@ -173,8 +173,8 @@ pub struct Ebm {
     store: ParamStore,
     net: EnergyNet,
     replay: Param,
-    /// Mean and scale of rows.
-    rows: Option<(Param, Param)>,
+    /// For rows.
+    rows: Option<Standard>,
     partition: Partition,
     dtype: DType,
     safe: Mutex<Safe>,
@@ -207,13 +207,11 @@ impl Ebm {
         let mut noise = rng.fork(1);
         let mut init = Init::new(&mut store, rng, dtype);
         let Config { shape, channels, hidden, spectral_norm, replay, .. } = &config;
-        let net = EnergyNet::new(&mut init, shape, channels, hidden, *spectral_norm);
+        let kind = NetKind { spectral: *spectral_norm, constant: true };
+        let net = EnergyNet::new(&mut init, shape, channels, hidden, kind);
         let chains = init.buffer("replay", &[&[*replay], &shape[..]].concat()[..], dtype, Initial::Zeros);
         chains.set(&net.noise(*replay, dtype, &mut noise));
-        let rows = (shape.len() == 1).then(|| {
-            let mean = init.buffer("mean", [shape[0]], dtype, Initial::Zeros);
-            (mean, init.buffer("scale", [shape[0]], dtype, Initial::Constant(1.0)))
-        });
+        let rows = (shape.len() == 1).then(|| Standard::new(&mut init, shape[0], dtype));
         let partition = Partition::new(&mut init);
         Ok(Self { config, store, net, replay: chains, rows, partition, dtype, safe: Mutex::default() })
     }
@@ -241,10 +239,8 @@ impl Ebm {
     fn prepared(&self, x: &Tensor, rng: &mut Philox) -> (Tensor, Tensor) {
         match &self.rows {
             None => self.config.prepare.forward(x, self.dtype, rng),
-            Some((mean, scale)) => {
-                let scale = scale.get();
-                let volume = -scale.to_f64_vec().into_iter().map(f64::ln).sum::<f64>();
-                let z = &(&x.cast(self.dtype) - &mean.get()) / &scale;
+            Some(rows) => {
+                let (z, volume) = rows.forward(x);
                 (z, Tensor::full(volume, [x.shape()[0]], self.dtype))
             }
         }
@@ -359,7 +355,7 @@ impl Model for Ebm {
         }
         Ok(match &self.rows {
             None => self.config.prepare.inverse(&x),
-            Some((mean, scale)) => &(&x * &scale.get()) + &mean.get(),
+            Some(rows) => rows.inverse(&x),
         })
     }
 
@@ -376,11 +372,8 @@ impl Model for Ebm {
     }
 
     fn init_from(&self, train: &Dataset, _batch: &Batch, _rng: &mut Philox) {
-        let Some((mean, scale)) = &self.rows else { return };
-        if let Transform::Standardise { mean: m, std } = Transform::standardise(&train.values) {
-            let of = |v: &[f64]| Tensor::from_slice(v, [v.len()]).cast(self.dtype);
-            mean.set(&of(&m));
-            scale.set(&of(&std));
+        if let Some(rows) = &self.rows {
+            rows.fit(train);
         }
     }
 

@@ -31,15 +31,25 @@ pub struct EnergyNet {
 
 struct Layer {
     weight: Param,
-    bias: Param,
+    /// None at the end of an energy that is known up to a constant only.
+    bias: Option<Param>,
     /// The right singular vector of spectral normalisation.
     spectral: Option<Param>,
+}
+
+/// What kind of network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetKind {
+    /// Whether weights are divided by their largest singular value.
+    pub spectral: bool,
+    /// Whether the number at the end has a bias.
+    pub constant: bool,
 }
 
 /// The weights of one evaluation: recorded, or cut off from the parameters.
 #[derive(Clone)]
 pub struct Weights {
-    layers: Vec<(Tensor, Tensor)>,
+    layers: Vec<(Tensor, Option<Tensor>)>,
     image: bool,
 }
 
@@ -95,7 +105,7 @@ impl EnergyNet {
         shape: &[usize],
         channels: &[usize],
         hidden: &[usize],
-        spectral: bool,
+        kind: NetKind,
     ) -> Self {
         let mut sizes: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut from = shape[shape.len() - 1];
@@ -115,25 +125,29 @@ impl EnergyNet {
             }
             sizes.push((2 * hidden.len(), vec![from, 1]));
         }
-        let layer = |(name, size): (usize, Vec<usize>)| {
+        let last = sizes.len() - 1;
+        let layer = |(i, (name, size)): (usize, (usize, Vec<usize>))| {
             let mut init = init.sub(format_args!("net.{name}"));
             let (out, fan) = (size[size.len() - 1], size[..size.len() - 1].iter().product());
             let start = Initial::FanIn(fan);
             let unit = Initial::Constant(1.0 / (out as f64).sqrt());
             Layer {
                 weight: init.param("weight", &size[..], start),
-                bias: init.param("bias", [out], start),
-                spectral: spectral.then(|| init.buffer("spectral", [out], DType::F32, unit)),
+                bias: (kind.constant || i < last).then(|| init.param("bias", [out], start)),
+                spectral: kind.spectral.then(|| init.buffer("spectral", [out], DType::F32, unit)),
             }
         };
-        Self { layers: sizes.into_iter().map(layer).collect(), shape: shape.to_vec() }
+        Self { layers: sizes.into_iter().enumerate().map(layer).collect(), shape: shape.to_vec() }
     }
 
     /// The weights for one evaluation, recorded with the parameters.
     pub fn weights(&self) -> Weights {
         let of = |l: &Layer| {
             let weight = l.weight.get();
-            (l.spectral.as_ref().map_or(weight.clone(), |u| normalised(&weight, u)), l.bias.get())
+            (
+                l.spectral.as_ref().map_or(weight.clone(), |u| normalised(&weight, u)),
+                l.bias.as_ref().map(Param::get),
+            )
         };
         Weights { layers: self.layers.iter().map(of).collect(), image: self.shape.len() == 3 }
     }
@@ -180,26 +194,31 @@ fn normalised(w: &Tensor, u: &Param) -> Tensor {
 impl Weights {
     /// The same weights without their parameters: gradients go to x alone.
     pub fn detached(&self) -> Self {
-        let layers = self.layers.iter().map(|(w, b)| (w.detach(), b.detach())).collect();
+        let layers = self.layers.iter().map(|(w, b)| (w.detach(), b.as_ref().map(Tensor::detach))).collect();
         Self { layers, image: self.image }
     }
 
     /// E(x) (B,) of x (B, ...) in model space.
     pub fn energy(&self, x: &Tensor) -> Tensor {
+        let e = self.network(x);
+        if self.image { e } else { &e + &x.square().sum_examples().affine(0.5, 0.0) }
+    }
+
+    /// The network's number (B,) alone.
+    pub fn network(&self, x: &Tensor) -> Tensor {
         let b = x.shape()[0];
         let (last, inner) = self.layers.split_last().expect("a network has layers");
         let mut h = x.clone();
         for (i, (w, bias)) in inner.iter().enumerate() {
             let spec = if i == 0 { ConvSpec::same(3) } else { ConvSpec::strided(2, 1) };
             h = if self.image {
-                conv2d(&h, w, Some(bias), None, spec.act(Act::Silu))
+                conv2d(&h, w, bias.as_ref(), None, spec.act(Act::Silu))
             } else {
-                linear(&h, w, Some(bias), Act::Silu)
+                linear(&h, w, bias.as_ref(), Act::Silu)
             };
         }
         let flat = h.reshape([b, h.len() / b]);
-        let e = linear(&flat, &last.0, Some(&last.1), Act::None).reshape([b]);
-        if self.image { e } else { &e + &x.square().sum_examples().affine(0.5, 0.0) }
+        linear(&flat, &last.0, last.1.as_ref(), Act::None).reshape([b])
     }
 
     /// E (B,) and ∂E/∂x of x (B, ...), unrecorded. Groups of images go through the whole network one after the other
