@@ -72,7 +72,7 @@ fn adaptive_steps_keep_the_error_and_fill_the_gaps() {
         assert!(error < 1e-5, "{}: off by {error:e}", tableau.name);
         assert!(found.evaluations > found.accepted, "{}: evaluations are counted", tableau.name);
         let dense = found.dense.expect("asked for");
-        for t in [0.0, 0.37, 1.9, 3.14, 4.99, 5.0] {
+        for t in [0.0, 0.37, 1.9, 3.3, 4.99, 5.0] {
             let error = distance(&dense.at(t)[0], t);
             assert!(error < 1e-4, "{}: off by {error:e} at {t}", tableau.name);
         }
@@ -235,7 +235,7 @@ fn solvers_traces_and_gradients_agree() {
     let want = with("ffjord_adaptive", &[tight]).density(&x, &mut Philox::new(1)).expect("smooth");
     let fixed =
         with("ffjord_table", &["stepping.count=40"]).density(&x, &mut Philox::new(1)).expect("smooth");
-    assert!(max_error(&[fixed.0], &[want.0.clone()]) < 1e-6, "fixed and adaptive steps");
+    assert!(max_error(&[fixed.0], std::slice::from_ref(&want.0)) < 1e-6, "fixed and adaptive steps");
     assert!(fixed.1 == 160 && want.1 > 20, "evaluations: {} and {}", fixed.1, want.1);
     // The estimate is right on average: 2,000 probes at once.
     let rows = x.narrow(0, 0, 1).broadcast_to([2000, 3]);
@@ -276,7 +276,7 @@ fn flows_invert_and_say_when_they_fail() {
     assert!(error < 1e-6, "there and back: {error:e}");
     let hasty = ffjord("ffjord_adaptive", &["shape=[3]", "stepping.budget=5"]);
     let x = Philox::new(4).normal([2, 3], DType::F64);
-    let error = hasty.density(&x, &mut Philox::new(1)).err().expect("five evaluations are too few");
+    let error = hasty.density(&x, &mut Philox::new(1)).expect_err("five evaluations are too few");
     assert!(error.kind() == ErrorKind::NonFinite && error.to_string().contains("budget"), "{error}");
     let nats = hasty.log_prob(&Batch::new(x), &mut Philox::new(1)).nats;
     assert!(nats.to_f64_vec().iter().all(|v| v.is_nan()), "a failed solve has no likelihood");
@@ -353,7 +353,7 @@ fn chains_find_a_normal_distribution() {
         }
     }
     // Two places that chains do not leave.
-    let apart = samplers::potential(|x: &Tensor| (&x.square().affine(1.0, -9.0)).square().sum(&[1]));
+    let apart = samplers::potential(|x: &Tensor| x.square().affine(1.0, -9.0).square().sum(&[1]));
     let start = Tensor::from_fn([4, 1], |i| if i % 2 == 0 { 3.0 } else { -3.0 });
     let run = Run { warmup: 50, draws: 100, ..Run::default() };
     let found = samplers::sample(&apart, &start, Method::Mala { step: 0.02 }, run, &mut Philox::new(3))
