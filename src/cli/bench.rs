@@ -61,6 +61,8 @@ const WORKLOADS: &[Workload] = &[
         set: &[],
         batch: 16,
         task: Task::TrainBytes,
+    },
+    Workload {
         name: "ebm28",
         preset: "ebm28",
         set: &["prepare=[]", "chain.clip=0.0"],
