@@ -24,6 +24,7 @@
 //! | [`data`] | sources (IDX, npy/npz, image folders, CSV, series, text, WAV) and the transforms with their log-determinants |
 //! | [`models`] | one file per model, the [`models::Model`] trait, the `MODELS` registry |
 //! | [`evidence`] | what is known about each observation, computed once and shared by the scorers |
+//! | [`samplers`] | Langevin, MALA, HMC, diagnostics, annealed importance sampling |
 //! | [`scorers`] | one file per scorer, the [`scorers::Scorer`] trait, the `SCORERS` registry |
 //! | [`calibrate`] | split-conformal p-values and thresholds, false-discovery rates, drift |
 //! | [`series`] | time series judged step by step |
@@ -53,6 +54,7 @@ pub mod ode;
 pub mod ops;
 pub mod random;
 pub mod report;
+pub mod samplers;
 pub mod scorers;
 pub mod series;
 pub mod tensor;

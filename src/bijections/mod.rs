@@ -5,6 +5,7 @@
 //! backward pass rebuilds each input from its output (Gomez et al. 2017, "The Reversible Residual Network"), so
 //! that memory does not grow with depth.
 
+mod continuous;
 mod conv_coupled;
 mod elementwise;
 mod flow_step;
@@ -14,6 +15,7 @@ mod mixture_cdf;
 mod residual;
 mod reversible;
 
+pub use continuous::Continuous;
 pub use conv_coupled::ConvCoupled;
 pub use elementwise::{Autoregressive, Coupled, Elementwise};
 pub use flow_step::{FlowStep, Mixing};
@@ -197,6 +199,7 @@ pub static BIJECTIONS: &[&BijectionInfo] = &[
     &linear::LOGIT,
     &conv_coupled::MIXTURE,
     &residual::RESIDUAL,
+    &continuous::CONTINUOUS,
     &BijectionInfo {
         name: "flow_step",
         summary: "actnorm, dense invertible 1x1 convolution and sigmoid coupling in one (Kingma & Dhariwal 2018)",

@@ -64,6 +64,14 @@ const WORKLOADS: &[Workload] = &[
         batch: 16,
         task: Task::TrainBytes,
     },
+    Workload {
+        name: "ebm28",
+        preset: "ebm28",
+        set: &["prepare=[]", "chain.clip=0.0"],
+        batch: 64,
+        task: Task::TrainUniform,
+    },
+    Workload { name: "ffjord43", preset: "ffjord43", set: &[], batch: 512, task: Task::TrainNormal },
     Workload { name: "pixelcnn28_sample", preset: "pixelcnn28", set: &[], batch: 16, task: Task::Sample },
     Workload { name: "vae28", preset: "vae28", set: &[], batch: 128, task: Task::TrainBytes },
     Workload {

@@ -6,6 +6,7 @@
 pub mod autoregressive;
 pub mod config;
 pub mod container;
+pub mod energy;
 pub mod file;
 pub mod flow;
 pub mod latent;
@@ -197,6 +198,14 @@ pub trait Model: Send + Sync {
     /// Data-dependent initialisation from the training data and its first batch; nothing by default.
     fn init_from(&self, _train: &Dataset, _batch: &Batch, _rng: &mut Philox) {}
 
+    /// What is left to do with the weights that were kept when training has ended: estimating a constant, say.
+    ///
+    /// # Errors
+    /// When it cannot be done.
+    fn finish(&self, _rng: &mut Philox) -> Result<()> {
+        Ok(())
+    }
+
     /// Fits models that have an algorithm of their own instead of gradient steps (expectation maximisation, counting).
     /// Returns the mean surprisal in nats after each iteration; `None`, the default, asks for gradient steps.
     ///
@@ -245,6 +254,10 @@ pub static MODELS: &[&ModelInfo] = &[
     &autoregressive::causal_cnn::INFO,
     &autoregressive::transformer::INFO,
     &autoregressive::made::INFO,
+    &energy::ebm::INFO,
+    &energy::nce::INFO,
+    &energy::score_matching::INFO,
+    &flow::ffjord::INFO,
     &flow::flowpp::FLOWPP,
     &flow::glow::GLOW,
     &flow::idf::IDF,

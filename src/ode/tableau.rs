@@ -18,6 +18,8 @@ pub struct Tableau {
     pub c: &'static [f64],
     /// Weights of the stages in the error estimate; none for methods of fixed steps only.
     pub error: Option<&'static [f64]>,
+    /// The weights of the stages half a step ahead, where they give one more order than a cubic.
+    pub middle: Option<&'static [f64]>,
     /// Whether the last stage is the first of the next step (then a's last row is b).
     pub first_same_as_last: bool,
 }
@@ -38,8 +40,16 @@ impl Tableau {
 pub static TABLEAUX: &[&Tableau] = &[&EULER, &MIDPOINT, &HEUN, &RK4, &BOSH3, &DOPRI5, &TSIT5];
 
 /// Euler's method.
-pub static EULER: Tableau =
-    Tableau { name: "euler", order: 1, a: &[], b: &[1.0], c: &[0.0], error: None, first_same_as_last: false };
+pub static EULER: Tableau = Tableau {
+    name: "euler",
+    order: 1,
+    a: &[],
+    b: &[1.0],
+    c: &[0.0],
+    error: None,
+    middle: None,
+    first_same_as_last: false,
+};
 
 /// The explicit midpoint rule.
 pub static MIDPOINT: Tableau = Tableau {
@@ -49,6 +59,7 @@ pub static MIDPOINT: Tableau = Tableau {
     b: &[0.0, 1.0],
     c: &[0.0, 0.5],
     error: None,
+    middle: None,
     first_same_as_last: false,
 };
 
@@ -60,6 +71,7 @@ pub static HEUN: Tableau = Tableau {
     b: &[0.5, 0.5],
     c: &[0.0, 1.0],
     error: Some(&[-0.5, 0.5]),
+    middle: None,
     first_same_as_last: false,
 };
 
@@ -71,6 +83,7 @@ pub static RK4: Tableau = Tableau {
     b: &[1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0],
     c: &[0.0, 0.5, 0.5, 1.0],
     error: None,
+    middle: None,
     first_same_as_last: false,
 };
 
@@ -82,6 +95,7 @@ pub static BOSH3: Tableau = Tableau {
     b: &[2.0 / 9.0, 1.0 / 3.0, 4.0 / 9.0, 0.0],
     c: &[0.0, 0.5, 0.75, 1.0],
     error: Some(&[2.0 / 9.0 - 7.0 / 24.0, 1.0 / 3.0 - 0.25, 4.0 / 9.0 - 1.0 / 3.0, -0.125]),
+    middle: None,
     first_same_as_last: true,
 };
 
@@ -107,6 +121,16 @@ pub static DOPRI5: Tableau = Tableau {
         -17253.0 / 339200.0,
         22.0 / 525.0,
         -1.0 / 40.0,
+    ]),
+    // Shampine 1986, "Some practical Runge-Kutta formulas".
+    middle: Some(&[
+        6025192743.0 / 30085553152.0 / 2.0,
+        0.0,
+        51252292925.0 / 65400821598.0 / 2.0,
+        -2691868925.0 / 45128329728.0 / 2.0,
+        187940372067.0 / 1594534317056.0 / 2.0,
+        -1776094331.0 / 19743644256.0 / 2.0,
+        11237099.0 / 235043384.0 / 2.0,
     ]),
     first_same_as_last: true,
 };
@@ -149,5 +173,19 @@ pub static TSIT5: Tableau = Tableau {
         -0.45808210592918697,
         0.015151515151515152,
     ]),
+    middle: None,
     first_same_as_last: true,
 };
+
+impl Tableau {
+    /// The method called `name`.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Usage`] suggesting the nearest.
+    pub fn find(name: &str) -> crate::Result<&'static Tableau> {
+        TABLEAUX.iter().copied().find(|t| t.name == name).ok_or_else(|| {
+            let hint = crate::error::nearest(name, TABLEAUX.iter().map(|t| t.name));
+            crate::Error::new(crate::ErrorKind::Usage, format!("no method is called \"{name}\"; {hint}"))
+        })
+    }
+}

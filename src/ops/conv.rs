@@ -6,7 +6,7 @@
 //! The three products (forward, input gradient, weight gradient) are bilinear, each the gradient of the
 //! others, so the primitive differentiates to any order. [`conv2d`] fuses bias, residual and activation.
 
-use super::matmul::{act_backward, activation};
+use super::matmul::{act_backward, activation, silu};
 use super::{Case, OpInfo, binary, normal};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::conv::{self, Conv};
@@ -248,49 +248,37 @@ pub(super) fn fused(
     spec: ConvSpec,
 ) -> Tensor {
     let view = weights.view(w, &g);
-    let forward = move |g: &Conv,
-                        x: &Tensor,
-                        view: &Tensor,
-                        bias: Option<&Tensor>,
-                        residual: Option<&Tensor>,
-                        act: Act| {
+    let forward = |act: Act| {
         with_float!(x.dtype(), T => {
-            let mut out = NewTensor::<T>::new(out_shape(g));
+            let mut out = NewTensor::<T>::new(out_shape(&g));
             let epilogue = Epilogue {
                 bias: bias.map(|b| b.as_slice::<T>()),
                 residual: residual.map(|r| r.as_slice::<T>()),
                 act,
                 ..Epilogue::default()
             };
-            conv::forward(g, x.as_slice::<T>(), view.as_slice::<T>(), out.as_mut(), &epilogue);
+            conv::forward(&g, x.as_slice::<T>(), view.as_slice::<T>(), out.as_mut(), &epilogue);
             out.finish()
         })
     };
-    let y = forward(&g, x, &view, bias, residual, spec.act);
     let absent = Tensor::zeros([0], x.dtype());
     let inputs = [x, w, bias.unwrap_or(&absent), residual.unwrap_or(&absent)];
     if !autograd::is_recording(&inputs) {
-        return y;
+        return forward(spec.act);
     }
+    // The derivative of silu is a function of the sum, which the fused product would not keep.
+    let pre = (spec.act == Act::Silu).then(|| forward(Act::None));
+    let y = pre.as_ref().map_or_else(|| forward(spec.act), silu);
     let kept = inputs.map(Tensor::detach);
     let (has_bias, has_residual) = (bias.is_some(), residual.is_some());
     let recipe = Recipe { keep_outputs: !matches!(spec.act, Act::None | Act::Silu), ..Recipe::fused(op) };
     let [y] = record(recipe, &inputs, [y], move |back| {
-        let [x, w, bias, residual] = &kept;
+        let [x, w, ..] = &kept;
         let given = back.grad(0);
         let dz = match spec.act {
             Act::None => given,
             _ if spec.gated_by_consumer => given,
-            Act::Silu => {
-                // The derivative needs the sum itself, which the fused product did not keep.
-                let (bias, residual) = (has_bias.then_some(bias), has_residual.then_some(residual));
-                act_backward(
-                    spec.act,
-                    &given,
-                    &given,
-                    Some(&forward(&g, x, &view, bias, residual, Act::None)),
-                )
-            }
+            Act::Silu => act_backward(spec.act, &given, &given, pre.as_ref()),
             act => act_backward(act, &given, back.output(0), None),
         };
         let dx = back.needs(0).then(|| {

@@ -92,21 +92,23 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor
     let m = x.len() / k.max(1);
     let mut shape = x.shape().to_vec();
     *shape.last_mut().expect("x has an axis") = n;
-    let y = with_float!(x.dtype(), T => {
-        let mut out = NewTensor::<T>::new(&shape);
-        let epilogue = Epilogue { bias: bias.map(|b| b.as_slice::<T>()), act, ..Epilogue::default() };
-        let (a, b) = (Mat::new(x.as_slice::<T>(), k), Mat::new(w.as_slice::<T>(), n));
-        gemm(m, n, k, a, b, out.as_mut(), n, &epilogue);
-        out.finish()
-    });
+    let forward = |act: Act| {
+        with_float!(x.dtype(), T => {
+            let mut out = NewTensor::<T>::new(&shape);
+            let epilogue = Epilogue { bias: bias.map(|b| b.as_slice::<T>()), act, ..Epilogue::default() };
+            let (a, b) = (Mat::new(x.as_slice::<T>(), k), Mat::new(w.as_slice::<T>(), n));
+            gemm(m, n, k, a, b, out.as_mut(), n, &epilogue);
+            out.finish()
+        })
+    };
     let (xs, ws) = (x.clone(), w.clone());
     let none = bias.is_none();
     let empty = Tensor::zeros([0], x.dtype());
     let recipe = Recipe::fused("linear").keeping_outputs();
     let inputs = [x, w, bias.unwrap_or(&empty)];
-    // The derivative of a smooth activation needs its input, which the fused product did not keep.
-    let pre = (matches!(act, Act::Silu) && autograd::is_recording(&inputs))
-        .then(|| linear(&x.detach(), &w.detach(), bias.map(Tensor::detach).as_ref(), Act::None));
+    // The derivative of silu is a function of the sum, which the fused product would not keep.
+    let pre = (act == Act::Silu && autograd::is_recording(&inputs)).then(|| forward(Act::None));
+    let y = pre.as_ref().map_or_else(|| forward(act), silu);
     let [y] = record(recipe, &inputs, [y], move |back| {
         let g = shape::reshape(&act_backward(act, &back.grad(0), back.output(0), pre.as_ref()), [m, n]);
         let x2 = shape::reshape(&xs, [m, k]);
@@ -116,6 +118,11 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor
         vec![dx, dw, db]
     });
     y
+}
+
+/// x sigmoid(x) in one pass, unrecorded.
+pub(super) fn silu(x: &Tensor) -> Tensor {
+    unary::widened(x, |x| with_arithmetic!(x.dtype(), T => unary::map::<T>(x, |x| Act::Silu.apply(x))))
 }
 
 /// The gradient before an activation from the one behind it, given its output (silu: its input) in one pass.

@@ -18,6 +18,7 @@ pub mod coupling;
 pub mod gaussian_mixture;
 pub mod index;
 pub mod invertible_conv;
+pub mod langevin;
 pub mod linalg;
 pub mod logistic_mixture;
 pub mod masked_conv;
@@ -133,6 +134,7 @@ pub static OPS: &[&OpInfo] = &[
     &normal_logp::OP,
     &ode_trace::OP,
     &ode_steps::OP,
+    &langevin::OP,
     &actnorm::OP,
     &invertible_conv::OP,
     &coupling::OP,

@@ -121,7 +121,7 @@ impl Field {
     }
 
     /// All inputs of the ops in their order: x, v, p, W_1, b_1, W_2, ... and `mix` (empty when there is none).
-    pub(super) fn inputs(&self, x: &Tensor, probe: &Probe) -> Vec<Tensor> {
+    pub(crate) fn inputs(&self, x: &Tensor, probe: &Probe) -> Vec<Tensor> {
         let mut inputs = vec![x.clone(), probe.v.clone(), probe.p.clone()];
         inputs.extend(self.layers.iter().flat_map(|(w, b)| [w.clone(), b.clone()]));
         inputs.push(probe.mix.clone().unwrap_or_else(|| Tensor::zeros([0], x.dtype())));
@@ -129,7 +129,7 @@ impl Field {
     }
 
     /// The inverse of [`Self::inputs`].
-    pub(super) fn from_inputs(act: Smooth, inputs: &[Tensor]) -> (Tensor, Self, Probe) {
+    pub(crate) fn from_inputs(act: Smooth, inputs: &[Tensor]) -> (Tensor, Self, Probe) {
         let (ends, rest) = inputs.split_at(3);
         let (mix, layers) = rest.split_last().expect("mix comes last");
         let layers = layers.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
@@ -159,6 +159,28 @@ impl Field {
             h = if i + 1 == self.layers.len() { a } else { self.phi(&a) };
         }
         h
+    }
+
+    /// f(t, x) and the tangent u_L (B, H_L) behind the last activation, in primitives. For Hutchinson's probe
+    /// u_L W_{L+1} = (∂f/∂x) ε.
+    #[track_caller]
+    pub fn tangent(&self, t: f64, x: &Tensor, probe: &Probe) -> (Tensor, Tensor) {
+        let mut u = probe.v.clone();
+        let mut h = self.with_time(t, x);
+        for (l, (w, b)) in self.layers.iter().enumerate() {
+            let a = binary::add(&matmul::matmul(&h, w, false, false), b);
+            if l + 1 == self.layers.len() {
+                h = a;
+                break;
+            }
+            if l > 0 {
+                let by = probe.mix.as_ref().filter(|_| l == 1).unwrap_or(w);
+                u = matmul::matmul(&u, by, false, false);
+            }
+            u = &u * &self.slope(&a);
+            h = self.phi(&a);
+        }
+        (h, u)
     }
 
     fn with_time(&self, t: f64, x: &Tensor) -> Tensor {
@@ -421,21 +443,8 @@ impl<'n, 'a, T: Float + Word<Acc = T>> Sums<'n, 'a, T> {
 /// [`ode_trace`] in primitives.
 #[track_caller]
 pub fn composite(t: f64, x: &Tensor, field: &Field, probe: &Probe) -> (Tensor, Tensor) {
-    let mut u = probe.v.clone();
-    let mut h = field.with_time(t, x);
-    for (l, (w, b)) in field.layers.iter().enumerate() {
-        let a = binary::add(&matmul::matmul(&h, w, false, false), b);
-        if l + 1 == field.layers.len() {
-            return (a, (&u * &probe.p).sum(&[1]));
-        }
-        if l > 0 {
-            let by = probe.mix.as_ref().filter(|_| l == 1).unwrap_or(w);
-            u = matmul::matmul(&u, by, false, false);
-        }
-        u = &u * &field.slope(&a);
-        h = field.phi(&a);
-    }
-    unreachable!("a field has layers")
+    let (f, u) = field.tangent(t, x, probe);
+    (f, (&u * &probe.p).sum(&[1]))
 }
 
 /// f(t, x) (B, D) and the exact trace (B,) of a field of any depth, in recorded ops: up to two hidden layers as one

@@ -196,6 +196,29 @@ impl Philox {
         );
     }
 
+    /// The present draw, taken, for kernels that make their noise as they go.
+    pub(crate) fn draw(&mut self) -> Self {
+        self.take_draw()
+    }
+
+    /// Standard normal values of the elements `first..` of this draw: what [`Self::normal`] would have put there.
+    ///
+    /// # Panics
+    /// When `first` is not a multiple of four.
+    #[track_caller]
+    pub(crate) fn normal_part<T: Draw>(&self, first: usize, out: &mut [T]) {
+        assert!(first.is_multiple_of(4), "normal_part: element {first} does not begin a counter");
+        vectorize(
+            #[inline(always)]
+            || {
+                fill_chunk(self, (first / 4) as u32, out, &|w| {
+                    let ((a, b), (c, d)) = (T::normal_pair(w[0], w[1]), T::normal_pair(w[2], w[3]));
+                    [a, b, c, d]
+                });
+            },
+        );
+    }
+
     fn tensor<T: Plain>(shape: Shape, fill: impl FnOnce(&mut [T])) -> Tensor {
         let mut out = NewTensor::<T>::new(shape);
         fill(out.as_mut());

@@ -7,7 +7,7 @@ use crate::autograd;
 use crate::data::{self, Dataset};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::container::first_non_finite;
-use crate::models::{Batch, Model, file};
+use crate::models::{Batch, Kind, Model, file};
 use crate::random::Philox;
 use crate::report::bits_per_dim;
 use crate::tensor::Tensor;
@@ -17,9 +17,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Streams of the seed: the order of the examples, and what is random within a step.
+/// Streams of the seed: the order of the examples, what is random within a step, and at the end.
 const ORDER: u64 = 0;
 const STEP: u64 = 1;
+const FINISH: u64 = 3;
 
 /// What happens during training, for progress bars and for stopping.
 pub enum Event<'a> {
@@ -362,7 +363,7 @@ impl Run<'_> {
         self.progress.epochs.last().is_some_and(|last| last.epoch >= best + patience.max(1))
     }
 
-    /// Mean surprisal of the validation examples under the averaged weights.
+    /// Mean surprisal of the validation examples under the averaged weights; none for unnormalised models.
     fn validate(&self, observer: &mut dyn Observer) -> Result<Option<f64>> {
         let Some(data) = self.validation else { return Ok(None) };
         let how = Evaluate {
@@ -377,7 +378,9 @@ impl Run<'_> {
         let found = log_probs_while(self.model, data, &how, &mut progress);
         file::assign(self.model, &present)?;
         let at = |e: Error| e.at(format!("validation after step {}", self.progress.step));
-        Ok(Some(-found.map_err(at)?.mean()))
+        let found = found.map_err(at)?;
+        // Unnormalised likelihoods of different weights have different constants and cannot choose between them.
+        Ok((found.kind != Kind::Unnormalised).then(|| -found.mean()))
     }
 
     fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
@@ -420,6 +423,8 @@ impl Run<'_> {
     fn finish(self, started: Instant) -> Result<Fit> {
         let kept = self.best.clone().unwrap_or_else(|| self.optimiser.averaged());
         file::assign(self.model, &kept)?;
+        let mut rng = Philox::new(self.options.seed).fork(FINISH);
+        autograd::no_grad(|| self.model.finish(&mut rng)).map_err(|e| e.at("the end of training"))?;
         Ok(self.summary(started.elapsed().as_secs_f64()))
     }
 }

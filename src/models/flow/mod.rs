@@ -1,5 +1,6 @@
 //! Normalising flows: log p(x) = log p_base(f(x)) + log |det df/dx|.
 
+pub mod ffjord;
 pub mod flowpp;
 pub mod glow;
 pub mod idf;
