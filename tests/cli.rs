@@ -343,6 +343,7 @@ fn tables_go_through_every_command() {
     succeeds(&["sample", text(&out), "-n", "20", "--out", text(&drawn)]);
     let again = succeeds(&["score", text(&out), text(&drawn), "--scorer", "nll", "-q"]);
     assert_eq!(again.lines().count(), 21, "{again}");
+}
 
 /// Runs with `input` on standard input.
 fn fed(args: &[&str], input: &str) -> Output {
