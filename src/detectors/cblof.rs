@@ -52,7 +52,7 @@ impl Method for Cblof {
 
     fn fit(settings: &Settings, reference: &Table, rng: &Philox) -> Result<Self> {
         let &Settings { clusters, alpha, beta } = settings;
-        if !(alpha > 0.0 && alpha < 1.0) || !(beta > 1.0 && beta.is_finite()) {
+        if !(alpha > 0.0 && alpha < 1.0 && beta > 1.0 && beta.is_finite()) {
             let message =
                 format!("alpha = {alpha}, beta = {beta}; expected alpha in (0, 1) and beta above 1");
             return Err(setting(message));

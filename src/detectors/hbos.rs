@@ -59,10 +59,9 @@ impl Method for Hbos {
 
     fn fit(settings: &Settings, reference: &Table, _: &Philox) -> Result<Self> {
         let &Settings { bins, alpha, tolerance } = settings;
-        if !(2..=1 << 16).contains(&bins)
-            || !(alpha > 0.0 && alpha <= 1.0)
-            || !(0.0..=1.0).contains(&tolerance)
-        {
+        let fits =
+            (2..=1 << 16).contains(&bins) && alpha > 0.0 && alpha <= 1.0 && (0.0..=1.0).contains(&tolerance);
+        if !fits {
             return Err(setting(format!(
                 "bins = {bins}, alpha = {alpha}, tolerance = {tolerance}; expected 2 to 65536 bins, alpha in (0, 1], \
                  tolerance in [0, 1]"
