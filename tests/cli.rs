@@ -524,7 +524,9 @@ fn detect_ranks_explains_and_keeps_detectors() {
             "{name}: {}",
             lines[17]
         );
-        assert_eq!(lines.iter().filter(|l| l["decision"] == "anomaly").count(), 3, "{name}");
+        // Fewer than asked for where rows are tied.
+        let called = lines.iter().filter(|l| l["decision"] == "anomaly").count();
+        assert!((1..=3).contains(&called), "{name}: {called}");
         // The cut is a hint: scores and ranks are the same without it.
         let auto = succeeds(&["detect", &dirty, "--detector", name, "--json", "--threads", "1"]);
         let auto: Vec<Value> = serde_json::from_str(&auto).unwrap();

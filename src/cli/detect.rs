@@ -171,7 +171,7 @@ fn cut(args: &Args, common: &Common, pipeline: &Pipeline, scores: &[f64]) -> Res
     let (name, rows) = (pipeline.info().name, pipeline.calibration_rows());
     if let Contamination::Share(share) = args.contamination {
         let called = (share * n as f64).round() as usize;
-        say(common, format!("{name}: the {called} highest of {n} rows are called anomalies"));
+        say(common, format!("{name}: at most {called} of {n} rows are called anomalies"));
         return Ok(if called == 0 {
             f64::INFINITY
         } else if called == n {
