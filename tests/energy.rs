@@ -344,8 +344,9 @@ fn chains_find_a_normal_distribution() {
             (a - 1.0).abs() < 0.15 && (b - 4.0).abs() < 0.6 && (ab - 1.6).abs() < 0.25,
             "{method:?}: {a} {b} {ab}"
         );
+        // Chains whose draws alternate around the mean count for more than their number; the estimate stops at n log10 n.
         for d in &found.diagnosis {
-            assert!(d.rhat < 1.1 && d.ess > 100.0 && d.ess < 1.5 * n, "{method:?}: {d:?}");
+            assert!(d.rhat < 1.1 && d.ess > 100.0 && d.ess < 1.001 * n * n.log10(), "{method:?}: {d:?}");
         }
     }
     // Two places that chains do not leave.
@@ -407,7 +408,7 @@ fn energies_learn_a_density_with_its_constant() {
     let entropy = (TAU * std::f64::consts::E * 0.25).ln() + 2f64.ln();
     for (preset, allowed, set) in [
         ("nce_table", 0.2, &["train.steps=500", "hidden=[64, 64]"][..]),
-        ("nce_flow", 0.2, &["train.steps=300", "hidden=[32]", "flow=[32]"]),
+        ("nce_flow", 0.2, &["train.steps=1000", "hidden=[32]", "flow=[32]"]),
         ("score_matching_table", 0.6, &["train.steps=500", "hidden=[64, 64]", "annealing.temperatures=200"]),
         ("ebm_table", 0.75, &["train.steps=200", "hidden=[64, 64]", "annealing.temperatures=200"]),
     ] {

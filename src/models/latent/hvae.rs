@@ -42,7 +42,7 @@ pub const INFO: ModelInfo = ModelInfo {
     tiny: &[
         "shape=[4, 4, 1]",
         "channels=[3]",
-        "hidden=[6, 5, 4]",
+        "hidden=[24, 16, 12]",
         "latents=[3, 2, 2]",
         "free_bits=0.01",
         "importance=3",
