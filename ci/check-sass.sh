@@ -10,7 +10,7 @@ for source in kernels/*.cu; do
   wanted=$(sed -n 's/^\/\/.*SASS: \([A-Z0-9]*\).*/\1/p' "$source" | head -1)
   [ -n "$wanted" ] || continue
   name=$(basename "$source" .cu)
-  fatbin=$(ls -t target/release/build/surprisal-*/out/"$name".fatbin 2>/dev/null | head -1)
+  fatbin=$(ls -t target/release/build/surprisal-*/out/"$name".fatbin 2>/dev/null | head -1 || true)
   [ -n "$fatbin" ] || { echo "$name.fatbin was not built: cargo build --release --features cuda"; exit 1; }
   for arch in sm_80 sm_90a; do
     sass=$(cuobjdump -sass -arch "$arch" "$fatbin")
