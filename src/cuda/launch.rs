@@ -1,7 +1,5 @@
 //! The arguments and the geometry of a launch.
 
-#![allow(dead_code)] // the kinds of argument arrive before all ops that pass them
-
 use super::{Kernel, Output};
 use crate::tensor::{DType, Tensor};
 use std::ffi::c_void;
@@ -72,6 +70,22 @@ macro_rules! scalar {
 }
 scalar!(f32, i32, u32, i64, u64);
 
+/// A tensor or output as plain words of this many bytes, for kernels that move without looking.
+pub(crate) struct Words<'a>(pub(crate) &'a dyn Arg, pub(crate) usize);
+
+impl Arg for Words<'_> {
+    fn address(&self) -> *const c_void {
+        self.0.address()
+    }
+    fn kind(&self) -> String {
+        let reads = if self.0.kind().starts_with("const ") { "const " } else { "" };
+        match self.1 {
+            16 => format!("{reads}struct of 16*"),
+            bytes => format!("{reads}u{}*", 8 * bytes),
+        }
+    }
+}
+
 /// A plain struct passed by value, laid out as in the kernel (`#[repr(C)]`).
 pub(crate) struct Struct<T: bytemuck::NoUninit>(pub(crate) T);
 
@@ -140,6 +154,17 @@ impl Grid {
     #[track_caller]
     pub(crate) fn packs(n: usize, dtype: DType) -> Self {
         Self::flat(n.div_ceil(16 / dtype.size()))
+    }
+
+    /// Blocks of 128 threads for the 64 x 64 tiles of `m` x `n`, `layers` times (`kernels/gemm.cuh`).
+    #[track_caller]
+    pub(crate) fn tiles(m: usize, n: usize, layers: usize) -> Self {
+        let [x, y, z] = [m.div_ceil(64), n.div_ceil(64), layers].map(|n| n as u32);
+        assert!(
+            y <= 65_535 && layers <= 65_535,
+            "a product of {m} x {n}, {layers} times, is too large for a grid"
+        );
+        Self { blocks: [x, y, z], threads: [128, 1, 1], shared: 0 }
     }
 
     /// Nothing to do: a launch of an empty grid is skipped.

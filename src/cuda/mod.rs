@@ -24,8 +24,7 @@ mod launch;
 mod pool;
 
 pub(crate) use handle::{Gpu, Held};
-#[allow(unused_imports)]
-pub(crate) use launch::{Arg, Grid, Kernels, Optional, Struct};
+pub(crate) use launch::{Arg, Grid, Kernels, Optional, Struct, Words};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DType, Shape, Tensor};
@@ -165,15 +164,14 @@ impl Held {
         host
     }
 
-    /// The same bytes in memory that nobody else holds.
-    pub(crate) fn unshared(self) -> Self {
-        if self.is_unique() {
-            return self;
+    /// Moves to a copy of the memory if anybody else holds it.
+    fn make_unique(&mut self) {
+        if !self.is_unique() {
+            let Memory { gpu, address, bytes } = *self.memory();
+            let copy = gpu.alloc(bytes);
+            gpu.check(gpu.context().backend.copy(copy.memory().address, address, bytes));
+            *self = copy;
         }
-        let Memory { gpu, address, bytes } = *self.memory();
-        let copy = gpu.alloc(bytes);
-        gpu.check(gpu.context().backend.copy(copy.memory().address, address, bytes));
-        copy
     }
 }
 
@@ -266,9 +264,10 @@ impl Output {
         Tensor::on_device(self.held, self.shape, self.dtype)
     }
 
-    /// Memory of a tensor that kernels will change in place.
-    pub(crate) fn reopened(held: Held, shape: Shape, dtype: DType) -> Self {
-        Self { held: held.unshared(), shape, dtype }
+    /// The memory of a tensor, for kernels that change it in place.
+    pub(crate) fn of(held: &mut Held, shape: Shape, dtype: DType) -> Self {
+        held.make_unique();
+        Self { held: held.clone(), shape, dtype }
     }
 }
 
@@ -279,7 +278,7 @@ impl Output {
 #[track_caller]
 pub(crate) fn on(op: &str, inputs: &[&Tensor]) -> Option<Gpu> {
     let mut places = inputs.iter().filter(|t| !t.is_empty()).map(|t| t.gpu());
-    let first = places.next().flatten();
+    let first = places.next().unwrap_or_else(|| inputs.first().and_then(|t| t.gpu()));
     let device = |gpu: Option<Gpu>| gpu.map_or(Device::Cpu, Gpu::device);
     if let Some(other) = places.find(|&other| device(other) != device(first)) {
         panic!("{op}: one input is on {}, another on {}", device(first), device(other));

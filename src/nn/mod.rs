@@ -4,6 +4,8 @@ mod mlp;
 
 pub use mlp::{MaskedMlp, Mlp};
 
+use crate::cuda::{Device, Gpu};
+use crate::error::Result;
 use crate::random::Philox;
 use crate::tensor::{DType, Shape, Tensor};
 use std::cell::Cell;
@@ -82,6 +84,19 @@ impl ParamStore {
     /// The trainable parameters with their names.
     pub fn trainable(&self) -> impl Iterator<Item = (&str, &Param)> {
         self.iter().filter(|(_, p)| p.is_trainable())
+    }
+
+    /// Moves every tensor to `device`; leaves keep their identity.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Device`] when the device cannot be opened or has not enough memory.
+    pub fn to(&self, device: Device) -> Result<()> {
+        let gpu = Gpu::open(device)?;
+        device.run(|| {
+            for (_, param) in self.iter() {
+                param.update(|t| *t = t.moved(gpu).with_var(t.var().cloned()));
+            }
+        })
     }
 
     /// Number of tensors, buffers included.

@@ -6,6 +6,7 @@
 use super::{Case, OpInfo, cast::cast, normal, reduce, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
 use crate::tensor::{DType, Elem, Float, MAX_RANK, NewTensor, Shape, Tensor, with_arithmetic, with_float};
 
 /// The registry's line.
@@ -15,6 +16,56 @@ pub const OP: OpInfo = OpInfo {
     summary: "elementwise add, sub, mul, div, maximum, minimum, comparisons and select, with broadcasting",
     cases,
 };
+
+const KERNELS: Kernels = Kernels::new("binary", ["binary_f32", "binary_bf16", "binary_f16"]);
+const ACCUMULATE: Kernels = Kernels::new("binary", ["accumulate_f32", "accumulate_bf16", "accumulate_f16"]);
+
+/// The functions in the order of `kernels/binary.cu`; the last four are gradients of activations.
+#[allow(non_camel_case_types, missing_docs)]
+#[derive(Clone, Copy)]
+pub(crate) enum Function {
+    add,
+    sub,
+    mul,
+    div,
+    maximum,
+    minimum,
+    gt,
+    ge,
+    eq,
+    keep_where,
+    relu_grad,
+    sigmoid_grad,
+    tanh_grad,
+    silu_grad,
+}
+
+/// As `Broadcast` in `kernels/binary.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+struct Broadcast {
+    rank: u32,
+    size: [u32; MAX_RANK],
+    a: [u32; MAX_RANK],
+    b: [u32; MAX_RANK],
+}
+
+/// f(a, b) on a device.
+#[track_caller]
+pub(crate) fn launch(gpu: Gpu, f: Function, a: &Tensor, b: &Tensor) -> Tensor {
+    let shape = broadcast_shape("binary", a.shape(), b.shape());
+    let y = gpu.empty(shape, a.dtype());
+    let n = u32::try_from(shape.len()).expect("an elementwise function takes fewer than 2^32 elements");
+    let dims = merged(shape.as_slice(), a.shape(), b.shape());
+    let mut d = Broadcast { rank: dims.len() as u32, ..bytemuck::Zeroable::zeroed() };
+    for (i, &(size, step_a, step_b)) in dims.iter().enumerate() {
+        (d.size[i], d.a[i], d.b[i]) = (size as u32, step_a as u32, step_b as u32);
+    }
+    let packed = dims[dims.len() - 1].0.is_multiple_of(16 / a.dtype().size());
+    let grid = if packed { Grid::packs(shape.len(), a.dtype()) } else { Grid::flat(shape.len()) };
+    gpu.launch(KERNELS.of(a.dtype()), grid, &[&y, a, b, &n, &(f as i32), &Struct(d), &i32::from(packed)]);
+    y.finish()
+}
 
 /// The common shape of `a` and `b`.
 ///
@@ -130,21 +181,28 @@ pub(crate) fn widened(a: &Tensor, b: &Tensor, f: impl FnOnce(&Tensor, &Tensor) -
 }
 
 macro_rules! forward {
-    ($op:expr, $a:expr, $b:expr, $f:expr) => {{
+    ($op:ident, $a:expr, $b:expr, $f:expr) => {{
         #[inline(always)]
         fn f<F: Float>(x: F, y: F) -> F {
             let f: fn(F, F) -> F = $f;
             f(x, y)
         }
-        assert_eq!($a.dtype(), $b.dtype(), "{}: dtypes differ", $op);
-        widened($a, $b, |a, b| with_arithmetic!(a.dtype(), T => zip::<T>($op, a, b, |x, y| f(x, y))))
+        let op = stringify!($op);
+        assert_eq!($a.dtype(), $b.dtype(), "{op}: dtypes differ");
+        match cuda::on(op, &[$a, $b]) {
+            Some(gpu) => {
+                broadcast_shape(op, $a.shape(), $b.shape());
+                launch(gpu, Function::$op, $a, $b)
+            }
+            None => widened($a, $b, |a, b| with_arithmetic!(a.dtype(), T => zip::<T>(op, a, b, |x, y| f(x, y)))),
+        }
     }};
 }
 
 /// a + b.
 #[track_caller]
 pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
-    let y = forward!("add", a, b, |x, y| x + y);
+    let y = forward!(add, a, b, |x, y| x + y);
     let (sa, sb) = (Shape::new(a.shape()), Shape::new(b.shape()));
     let [y] = record(Recipe::primitive("add"), &[a, b], [y], move |back| {
         let g = back.grad(0);
@@ -156,7 +214,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
 /// a − b.
 #[track_caller]
 pub fn sub(a: &Tensor, b: &Tensor) -> Tensor {
-    let y = forward!("sub", a, b, |x, y| x - y);
+    let y = forward!(sub, a, b, |x, y| x - y);
     let (sa, sb) = (Shape::new(a.shape()), Shape::new(b.shape()));
     let [y] = record(Recipe::primitive("sub"), &[a, b], [y], move |back| {
         let g = back.grad(0);
@@ -168,7 +226,7 @@ pub fn sub(a: &Tensor, b: &Tensor) -> Tensor {
 /// a · b.
 #[track_caller]
 pub fn mul(a: &Tensor, b: &Tensor) -> Tensor {
-    let y = forward!("mul", a, b, |x, y| x * y);
+    let y = forward!(mul, a, b, |x, y| x * y);
     let (x, z) = (a.clone(), b.clone());
     let [y] = record(Recipe::primitive("mul"), &[a, b], [y], move |back| {
         let g = back.grad(0);
@@ -181,7 +239,7 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Tensor {
 /// a / b.
 #[track_caller]
 pub fn div(a: &Tensor, b: &Tensor) -> Tensor {
-    let y = forward!("div", a, b, |x, y| x / y);
+    let y = forward!(div, a, b, |x, y| x / y);
     let (x, z) = (a.clone(), b.clone());
     let [y] = record(Recipe::primitive("div"), &[a, b], [y], move |back| {
         let over = div(&back.grad(0), &z);
@@ -212,37 +270,37 @@ fn extremum(
 /// The larger of a and b; where they are equal the gradient goes to a.
 #[track_caller]
 pub fn maximum(a: &Tensor, b: &Tensor) -> Tensor {
-    extremum("maximum", a, b, forward!("maximum", a, b, |x, y| x.max(y)), ge)
+    extremum("maximum", a, b, forward!(maximum, a, b, |x, y| x.max(y)), ge)
 }
 
 /// The smaller of a and b; where they are equal the gradient goes to a.
 #[track_caller]
 pub fn minimum(a: &Tensor, b: &Tensor) -> Tensor {
-    extremum("minimum", a, b, forward!("minimum", a, b, |x, y| x.min(y)), |a, b| ge(b, a))
+    extremum("minimum", a, b, forward!(minimum, a, b, |x, y| x.min(y)), |a, b| ge(b, a))
 }
 
 /// 1 where a > b, else 0 (no gradient).
 #[track_caller]
 pub fn gt(a: &Tensor, b: &Tensor) -> Tensor {
-    forward!("gt", a, b, |x, y| F::from_f64(if x > y { 1.0 } else { 0.0 }))
+    forward!(gt, a, b, |x, y| F::from_f64(if x > y { 1.0 } else { 0.0 }))
 }
 
 /// 1 where a ≥ b, else 0 (no gradient).
 #[track_caller]
 pub fn ge(a: &Tensor, b: &Tensor) -> Tensor {
-    forward!("ge", a, b, |x, y| F::from_f64(if x >= y { 1.0 } else { 0.0 }))
+    forward!(ge, a, b, |x, y| F::from_f64(if x >= y { 1.0 } else { 0.0 }))
 }
 
 /// 1 where a = b, else 0 (no gradient).
 #[track_caller]
 pub fn eq(a: &Tensor, b: &Tensor) -> Tensor {
-    forward!("eq", a, b, |x, y| F::from_f64(if x == y { 1.0 } else { 0.0 }))
+    forward!(eq, a, b, |x, y| F::from_f64(if x == y { 1.0 } else { 0.0 }))
 }
 
 /// x where `mask` is not 0, else 0, whatever x is there (NaN and infinity included).
 #[track_caller]
 pub fn keep_where(mask: &Tensor, x: &Tensor) -> Tensor {
-    let y = forward!("keep_where", mask, x, |m, x| if m == F::from_f64(0.0) { m } else { x });
+    let y = forward!(keep_where, mask, x, |m, x| if m == F::from_f64(0.0) { m } else { x });
     let (m, shape) = (mask.detach(), Shape::new(x.shape()));
     let [y] = record(Recipe::primitive("keep_where"), &[x], [y], move |back| {
         vec![Some(sum_to(&keep_where(&m, &back.grad(0)), shape))]
@@ -273,6 +331,12 @@ pub fn sum_to(x: &Tensor, shape: Shape) -> Tensor {
 pub(crate) fn accumulate(mut sum: Tensor, gradient: Tensor) -> Tensor {
     if autograd::is_recording(&[&sum, &gradient]) {
         return add(&sum, &gradient);
+    }
+    if let Some(gpu) = cuda::on("accumulate", &[&sum, &gradient]) {
+        let (kernel, grid) = (ACCUMULATE.of(sum.dtype()), Grid::packs(sum.len(), sum.dtype()));
+        let n = sum.len() as i64;
+        gpu.launch(kernel, grid, &[&sum.change(), &gradient, &n]);
+        return sum;
     }
     with_float!(sum.dtype(), T => {
         let g = gradient.as_slice::<T>();

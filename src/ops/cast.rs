@@ -3,6 +3,7 @@
 use super::{Case, OpInfo, normal};
 use crate::autograd::{Recipe, record};
 use crate::cpu::par;
+use crate::cuda::{Gpu, Grid, Kernel};
 use crate::tensor::{DType, NewTensor, Plain, Tensor, with_plain};
 
 /// The registry's line.
@@ -15,13 +16,42 @@ pub fn cast(x: &Tensor, dtype: DType) -> Tensor {
     if x.dtype() == dtype {
         return x.clone();
     }
-    let y = with_plain!(x.dtype(), S => with_plain!(dtype, D => convert::<S, D>(x)));
+    let y = match x.gpu() {
+        Some(gpu) => launch(gpu, x, dtype),
+        None => with_plain!(x.dtype(), S => with_plain!(dtype, D => convert::<S, D>(x))),
+    };
     if !dtype.is_float() || !x.dtype().is_float() {
         return y;
     }
     let from = x.dtype();
     let [y] = record(Recipe::primitive("cast"), &[x], [y], move |b| vec![Some(cast(&b.grad(0), from))]);
     y
+}
+
+/// The conversion on a device, by way of f32 where there is no kernel for the pair.
+#[track_caller]
+fn launch(gpu: Gpu, x: &Tensor, dtype: DType) -> Tensor {
+    use DType::{BF16, F16, F32, F64, I32, U8};
+    if x.dtype() == F64 || dtype == F64 {
+        // f64 lies on devices in transit only.
+        return cast(&x.moved(None), dtype).moved(Some(gpu));
+    }
+    let symbol = match (x.dtype(), dtype) {
+        (F32, BF16) => "cast_f32_bf16",
+        (F32, F16) => "cast_f32_f16",
+        (F32, U8) => "cast_f32_u8",
+        (F32, I32) => "cast_f32_i32",
+        (BF16, F32) => "cast_bf16_f32",
+        (F16, F32) => "cast_f16_f32",
+        (U8, F32) => "cast_u8_f32",
+        (I32, F32) => "cast_i32_f32",
+        (U8, I32) => "cast_u8_i32",
+        _ => return launch(gpu, &launch(gpu, x, F32), dtype),
+    };
+    let y = gpu.empty(x.shape(), dtype);
+    let kernel = Kernel { file: "cast", symbol };
+    gpu.launch(kernel, Grid::flat(x.len().div_ceil(4)), &[&y, x, &(x.len() as i64)]);
+    y.finish()
 }
 
 /// `inputs` as f32 when the first is bf16 or f16, recorded: fused ops calculate in f32 and f64 only.

@@ -7,11 +7,12 @@
 //! others, so the primitive differentiates to any order. [`conv2d`] fuses bias, residual and activation.
 
 use super::matmul::{act_backward, activation, silu};
-use super::{Case, OpInfo, binary, normal};
+use super::{Case, OpInfo, binary, cast::cast, normal, reduce};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::conv::{self, Conv};
 use crate::cpu::gemm::{Act, Epilogue};
-use crate::tensor::{NewTensor, Shape, Tensor, with_float};
+use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Struct};
+use crate::tensor::{DType, NewTensor, Shape, Tensor, with_float};
 use std::sync::Arc;
 
 /// The registry's line.
@@ -78,13 +79,112 @@ fn in_shape(g: &Conv) -> Shape {
     [g.batch, g.size.0, g.size.1, g.cin].into()
 }
 
+const FORWARD: Kernels = Kernels::new("conv", ["conv_f32", "conv_bf16", "conv_f16"]);
+const INPUT_GRAD: Kernels =
+    Kernels::new("conv", ["conv_input_grad_f32", "conv_input_grad_bf16", "conv_input_grad_f16"]);
+const WEIGHT_GRAD: Kernels =
+    Kernels::new("conv", ["conv_weight_grad_f32", "conv_weight_grad_bf16", "conv_weight_grad_f16"]);
+
+/// As `Geometry` in `kernels/conv.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+struct DeviceGeometry {
+    batch: i32,
+    h: i32,
+    w: i32,
+    cin: i32,
+    oh: i32,
+    ow: i32,
+    cout: i32,
+    stride: i32,
+    taps: i32,
+    act: i32,
+    dy: [i8; 64],
+    dx: [i8; 64],
+}
+
+impl DeviceGeometry {
+    #[track_caller]
+    fn new(g: &Conv, act: Act) -> Self {
+        assert!(g.taps.len() <= 64, "convolutions on devices have at most 64 taps, got {}", g.taps.len());
+        let int = |n: usize| i32::try_from(n).expect("a size below 2^31");
+        let (mut dy, mut dx) = ([0; 64], [0; 64]);
+        for (i, &(y, x)) in g.taps.iter().enumerate() {
+            (dy[i], dx[i]) = (y as i8, x as i8);
+        }
+        let [batch, h, w, cin, oh, ow, cout, stride, taps] =
+            [g.batch, g.size.0, g.size.1, g.cin, g.out.0, g.out.1, g.cout, g.stride, g.taps.len()].map(int);
+        Self { batch, h, w, cin, oh, ow, cout, stride, taps, act: act as i32, dy, dx }
+    }
+}
+
+/// act(x ∗ w + bias + residual), unrecorded.
+#[track_caller]
+fn forward(
+    g: &Conv,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    act: Act,
+) -> Tensor {
+    let extras = [bias, residual];
+    let inputs: Vec<&Tensor> = [x, w].into_iter().chain(extras.into_iter().flatten()).collect();
+    if let Some(gpu) = cuda::on("conv", &inputs) {
+        let y = gpu.empty(out_shape(g), x.dtype());
+        let grid = Grid::tiles(g.batch * g.out.0 * g.out.1, g.cout, 1);
+        let [bias, residual] = extras.map(|t| Optional(t, x.dtype()));
+        let geometry = Struct(DeviceGeometry::new(g, act));
+        gpu.launch(FORWARD.of(x.dtype()), grid, &[&y, x, w, &bias, &residual, &geometry]);
+        return y.finish();
+    }
+    with_float!(x.dtype(), T => {
+        let mut out = NewTensor::<T>::new(out_shape(g));
+        let epilogue = Epilogue {
+            bias: bias.map(|b| b.as_slice::<T>()),
+            residual: residual.map(|r| r.as_slice::<T>()),
+            act,
+            ..Epilogue::default()
+        };
+        conv::forward(g, x.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &epilogue);
+        out.finish()
+    })
+}
+
+/// The gradient to x, zero where `gate` (shaped as x) is not positive; unrecorded.
+#[track_caller]
+fn gated_input_grad(g: &Conv, dy: &Tensor, w: &Tensor, gate: Option<&Tensor>) -> Tensor {
+    if let Some(gpu) = cuda::on("conv input gradient", &[dy, w]) {
+        let dx = gpu.empty(in_shape(g), dy.dtype());
+        let grid = Grid::tiles(g.batch * g.size.0 * g.size.1, g.cin, 1);
+        let (gate, geometry) = (Optional(gate, dy.dtype()), Struct(DeviceGeometry::new(g, Act::None)));
+        gpu.launch(INPUT_GRAD.of(dy.dtype()), grid, &[&dx, dy, w, &gate, &geometry]);
+        return dx.finish();
+    }
+    with_float!(dy.dtype(), T => {
+        let mut out = NewTensor::<T>::new(in_shape(g));
+        let epilogue = Epilogue { gate: gate.map(|x| x.as_slice::<T>()), ..Epilogue::default() };
+        conv::input_grad(g, dy.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &epilogue);
+        out.finish()
+    })
+}
+
+/// The gradient to w on a device: parts of the pixels in f32, then their sum.
+#[track_caller]
+fn launch_weight_grad(gpu: Gpu, g: &Conv, x: &Tensor, dy: &Tensor, like: Shape) -> Tensor {
+    let (pixels, rows) = (g.batch * g.out.0 * g.out.1, g.taps.len() * g.cin);
+    let length = pixels.div_ceil(64).next_multiple_of(32).max(512);
+    let parts = pixels.div_ceil(length);
+    let dw = gpu.empty([parts, rows * g.cout], DType::F32);
+    let geometry = Struct(DeviceGeometry::new(g, Act::None));
+    let grid = Grid::tiles(rows, g.cout, parts);
+    gpu.launch(WEIGHT_GRAD.of(x.dtype()), grid, &[&dw, x, dy, &(length as i64), &geometry]);
+    cast(&reduce::sum(&dw.finish(), &[0]), x.dtype()).with_shape(like)
+}
+
 /// x ∗ w, the primitive.
 pub(super) fn plain(x: &Tensor, w: &Tensor, g: &Geometry) -> Tensor {
-    let y = with_float!(x.dtype(), T => {
-        let mut out = NewTensor::<T>::new(out_shape(g));
-        conv::forward(g, x.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &Epilogue::default());
-        out.finish()
-    });
+    let y = forward(g, x, w, None, None, Act::None);
     let (xs, ws, g) = (x.clone(), w.clone(), g.clone());
     let [y] = record(Recipe::primitive("conv"), &[x, w], [y], move |b| {
         let dy = b.grad(0);
@@ -96,11 +196,7 @@ pub(super) fn plain(x: &Tensor, w: &Tensor, g: &Geometry) -> Tensor {
 
 /// The gradient of [`plain`] with respect to x; also the forward of transposed convolution.
 pub(super) fn input_grad(dy: &Tensor, w: &Tensor, g: &Geometry) -> Tensor {
-    let dx = with_float!(dy.dtype(), T => {
-        let mut out = NewTensor::<T>::new(in_shape(g));
-        conv::input_grad(g, dy.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &Epilogue::default());
-        out.finish()
-    });
+    let dx = gated_input_grad(g, dy, w, None);
     let (dys, ws, g) = (dy.clone(), w.clone(), g.clone());
     let [dx] = record(Recipe::primitive("conv_input_grad"), &[dy, w], [dx], move |b| {
         let x = b.grad(0);
@@ -112,11 +208,15 @@ pub(super) fn input_grad(dy: &Tensor, w: &Tensor, g: &Geometry) -> Tensor {
 
 /// The gradient of [`plain`] with respect to w, of shape `like`.
 pub(super) fn weight_grad(x: &Tensor, dy: &Tensor, like: Shape, g: &Geometry) -> Tensor {
-    let dw = with_float!(x.dtype(), T => {
-        let mut out = NewTensor::<T>::new(like);
-        conv::weight_grad(g, x.as_slice::<T>(), dy.as_slice::<T>(), out.as_mut(), false);
-        out.finish()
-    });
+    let dw = if let Some(gpu) = cuda::on("conv weight gradient", &[x, dy]) {
+        launch_weight_grad(gpu, g, x, dy, like)
+    } else {
+        with_float!(x.dtype(), T => {
+            let mut out = NewTensor::<T>::new(like);
+            conv::weight_grad(g, x.as_slice::<T>(), dy.as_slice::<T>(), out.as_mut(), false);
+            out.finish()
+        })
+    };
     let (xs, dys, g) = (x.clone(), dy.clone(), g.clone());
     let [dw] = record(Recipe::primitive("conv_weight_grad"), &[x, dy], [dw], move |b| {
         let w = b.grad(0);
@@ -129,6 +229,9 @@ pub(super) fn weight_grad(x: &Tensor, dy: &Tensor, like: Shape, g: &Geometry) ->
 /// Σ over all axes but the last, of a gradient: the gradient of a bias.
 pub(super) fn bias_grad(dy: &Tensor) -> Tensor {
     let n = *dy.shape().last().expect("dy has channels");
+    if dy.gpu().is_some() {
+        return reduce::sum(dy, &[0, 1, 2]);
+    }
     with_float!(dy.dtype(), T => {
         let mut out = NewTensor::<T>::new([n]);
         conv::bias_grad(dy.as_slice::<T>(), None, out.as_mut(), false);
@@ -248,19 +351,7 @@ pub(super) fn fused(
     spec: ConvSpec,
 ) -> Tensor {
     let view = weights.view(w, &g);
-    let forward = |act: Act| {
-        with_float!(x.dtype(), T => {
-            let mut out = NewTensor::<T>::new(out_shape(&g));
-            let epilogue = Epilogue {
-                bias: bias.map(|b| b.as_slice::<T>()),
-                residual: residual.map(|r| r.as_slice::<T>()),
-                act,
-                ..Epilogue::default()
-            };
-            conv::forward(&g, x.as_slice::<T>(), view.as_slice::<T>(), out.as_mut(), &epilogue);
-            out.finish()
-        })
-    };
+    let forward = |act: Act| forward(&g, x, &view, bias, residual, act);
     let absent = Tensor::zeros([0], x.dtype());
     let inputs = [x, w, bias.unwrap_or(&absent), residual.unwrap_or(&absent)];
     if !autograd::is_recording(&inputs) {
@@ -277,19 +368,12 @@ pub(super) fn fused(
         let given = back.grad(0);
         let dz = match spec.act {
             Act::None => given,
-            _ if spec.gated_by_consumer => given,
+            // On devices a consumer may run as a composite, which gates nothing.
+            _ if spec.gated_by_consumer && given.gpu().is_none() => given,
             Act::Silu => act_backward(spec.act, &given, &given, pre.as_ref()),
             act => act_backward(act, &given, back.output(0), None),
         };
-        let dx = back.needs(0).then(|| {
-            with_float!(dz.dtype(), T => {
-                let mut out = NewTensor::<T>::new(in_shape(&g));
-                let gate = spec.gates_input.then(|| x.as_slice::<T>());
-                let epilogue = Epilogue { gate, ..Epilogue::default() };
-                conv::input_grad(&g, dz.as_slice::<T>(), view.as_slice::<T>(), out.as_mut(), &epilogue);
-                out.finish()
-            })
-        });
+        let dx = back.needs(0).then(|| gated_input_grad(&g, &dz, &view, spec.gates_input.then_some(x)));
         let dw = back
             .needs(1)
             .then(|| weights.widen(weight_grad(x, &dz, Shape::new(view.shape()), &g), Shape::new(w.shape())));

@@ -97,7 +97,7 @@ fn side(op: &str, a: &Tensor) -> usize {
 #[track_caller]
 pub fn inverse(a: &Tensor) -> Tensor {
     let n = side("inverse", a);
-    let y = from_f64(&Lu::new(&a.to_f64_vec(), n).inverse(), n, a.dtype());
+    let y = from_f64(&Lu::new(&a.to_f64_vec(), n).inverse(), n, a.dtype()).beside(a);
     let [y] = record(Recipe::primitive("inverse").keeping_outputs(), &[a], [y], |back| {
         let y = back.output(0);
         vec![Some(unary::neg(&matmul(&matmul(y, &back.grad(0), true, false), y, false, true)))]
@@ -116,7 +116,7 @@ fn from_f64(values: &[f64], n: usize, dtype: DType) -> Tensor {
 #[track_caller]
 pub fn log_abs_det(a: &Tensor) -> Tensor {
     let n = side("log_abs_det", a);
-    let y = Tensor::scalar(Lu::new(&a.to_f64_vec(), n).log_abs_det(), a.dtype());
+    let y = Tensor::scalar(Lu::new(&a.to_f64_vec(), n).log_abs_det(), a.dtype()).beside(a);
     let saved = a.clone();
     let [y] = record(Recipe::primitive("log_abs_det"), &[a], [y], move |back| {
         let transposed = shape::permute(&inverse(&saved), &[1, 0]);

@@ -9,7 +9,7 @@
 
 use super::matmul::{act_backward, composite as linear_composite};
 use super::{Case, OpInfo, binary, normal, reduce, shape};
-use crate::autograd::{self, Recipe, record};
+use crate::autograd::{Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm};
 use crate::tensor::{DType, Elem, NewTensor, Tensor, with_float};
 use std::sync::Arc;
@@ -123,7 +123,7 @@ pub(crate) fn masked_linear_with(
     );
     assert!(x.dtype() == w.dtype() && x.dtype() == bias.dtype(), "masked_linear: dtypes differ");
     assert!(act != Act::Silu, "masked_linear: silu is not supported");
-    if autograd::in_higher_order() {
+    if super::by_composite(x) {
         return composite(x, w, bias, stairs, act);
     }
     let (x0, masked) = (x.detach(), with_float!(w.dtype(), T => mask::<T>(w, stairs)));
@@ -266,7 +266,7 @@ mod tests {
             );
             let h = masked_linear_with(&inputs[0], &inputs[1], &inputs[2], &stairs[0], Act::Relu, first);
             let y = masked_linear_with(&h, &inputs[3], &inputs[4], &stairs[1], Act::None, second);
-            autograd::backward(y.square().sum_all(), &inputs.iter().collect::<Vec<_>>())
+            crate::autograd::backward(y.square().sum_all(), &inputs.iter().collect::<Vec<_>>())
         };
         assert!(crate::testing::max_error(&run(true), &run(false)) < 1e-12);
     }

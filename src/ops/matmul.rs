@@ -6,6 +6,7 @@
 use super::{Case, OpInfo, binary, normal, reduce, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm, gemm_batched};
+use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Struct};
 use crate::tensor::{Float, NewTensor, Shape, Tensor, with_arithmetic, with_float};
 
 /// The registry's line for [`matmul`].
@@ -23,6 +24,48 @@ pub const LINEAR: OpInfo = OpInfo {
     summary: "affine map over the last axis with bias and activation",
     cases: linear_cases,
 };
+
+const KERNELS: Kernels = Kernels::new("matmul", ["matmul_f32", "matmul_bf16", "matmul_f16"]);
+
+/// As `Product` in `kernels/matmul.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+struct Product {
+    m: i64,
+    n: i64,
+    k: i64,
+    a_batch: i64,
+    b_batch: i64,
+    transpose_a: i32,
+    transpose_b: i32,
+    act: i32,
+    pad: i32,
+}
+
+impl Product {
+    /// (M, K) by (K, N), one after the other in memory where there are several.
+    fn plain(m: usize, n: usize, k: usize) -> Self {
+        let [m, n, k] = [m, n, k].map(|n| n as i64);
+        Self { m, n, k, a_batch: m * k, b_batch: k * n, transpose_a: 0, transpose_b: 0, act: 0, pad: 0 }
+    }
+}
+
+/// `batch` products on a device.
+#[track_caller]
+fn launch(
+    gpu: Gpu,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+    shape: Shape,
+    batch: usize,
+    p: Product,
+) -> Tensor {
+    let y = gpu.empty(shape, a.dtype());
+    let grid = Grid::tiles(p.m as usize, p.n as usize, batch);
+    gpu.launch(KERNELS.of(a.dtype()), grid, &[&y, a, b, &Optional(bias, a.dtype()), &Struct(p)]);
+    y.finish()
+}
 
 /// op(A) op(B).
 ///
@@ -52,14 +95,19 @@ pub fn matmul(a: &Tensor, b: &Tensor, ta: bool, tb: bool) -> Tensor {
         Some(batch) => [batch, m, n].into(),
         None => [m, n].into(),
     };
-    let y = with_float!(a.dtype(), T => {
-        let mut out = NewTensor::<T>::new(shape);
-        let (xs, ys) = (a.as_slice::<T>(), b.as_slice::<T>());
-        let x = Mat { data: xs, row_stride: sa[1], transposed: ta };
-        let z = Mat { data: ys, row_stride: sb[1], transposed: tb };
-        gemm_batched(batch.unwrap_or(1), (m, n, k), (x, m * k), (z, k * n), out.as_mut(), &Epilogue::default());
-        out.finish()
-    });
+    let y = if let Some(gpu) = cuda::on("matmul", &[a, b]) {
+        let product = Product { transpose_a: ta.into(), transpose_b: tb.into(), ..Product::plain(m, n, k) };
+        launch(gpu, a, b, None, shape, batch.unwrap_or(1), product)
+    } else {
+        with_float!(a.dtype(), T => {
+            let mut out = NewTensor::<T>::new(shape);
+            let (xs, ys) = (a.as_slice::<T>(), b.as_slice::<T>());
+            let x = Mat { data: xs, row_stride: sa[1], transposed: ta };
+            let z = Mat { data: ys, row_stride: sb[1], transposed: tb };
+            gemm_batched(batch.unwrap_or(1), (m, n, k), (x, m * k), (z, k * n), out.as_mut(), &Epilogue::default());
+            out.finish()
+        })
+    };
     let (x, z) = (a.clone(), b.clone());
     let [y] = record(Recipe::primitive("matmul"), &[a, b], [y], move |back| {
         let g = back.grad(0);
@@ -92,7 +140,12 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor
     let m = x.len() / k.max(1);
     let mut shape = x.shape().to_vec();
     *shape.last_mut().expect("x has an axis") = n;
+    let gpu = cuda::on("linear", &[&[x, w][..], bias.as_slice()].concat());
     let forward = |act: Act| {
+        if let Some(gpu) = gpu {
+            let product = Product { act: act as i32, ..Product::plain(m, n, k) };
+            return launch(gpu, x, w, bias, Shape::new(&shape), 1, product);
+        }
         with_float!(x.dtype(), T => {
             let mut out = NewTensor::<T>::new(&shape);
             let epilogue = Epilogue { bias: bias.map(|b| b.as_slice::<T>()), act, ..Epilogue::default() };
@@ -122,11 +175,24 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor
 
 /// x sigmoid(x) in one pass, unrecorded.
 pub(super) fn silu(x: &Tensor) -> Tensor {
+    if x.gpu().is_some() {
+        return autograd::no_grad(|| x * &unary::sigmoid(x));
+    }
     unary::widened(x, |x| with_arithmetic!(x.dtype(), T => unary::map::<T>(x, |x| Act::Silu.apply(x))))
 }
 
 /// The gradient before an activation from the one behind it, given its output (silu: its input) in one pass.
 pub(crate) fn act_backward(act: Act, g: &Tensor, y: &Tensor, pre: Option<&Tensor>) -> Tensor {
+    if let Some(gpu) = g.gpu() {
+        let grad = |f, y| binary::launch(gpu, f, g, y);
+        return match act {
+            Act::None => g.clone(),
+            Act::Relu => grad(binary::Function::relu_grad, y),
+            Act::Sigmoid => grad(binary::Function::sigmoid_grad, y),
+            Act::Tanh => grad(binary::Function::tanh_grad, y),
+            Act::Silu => grad(binary::Function::silu_grad, pre.expect("silu keeps its input")),
+        };
+    }
     macro_rules! pass {
         ($y:expr, $f:expr) => {{
             #[inline(always)]

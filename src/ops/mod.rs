@@ -145,6 +145,12 @@ pub static OPS: &[&OpInfo] = &[
     &gaussian_mixture::OP,
 ];
 
+/// Whether a fused op without kernels of its own runs as its composite: inside
+/// [`higher_order`](crate::autograd::higher_order), and on devices.
+pub(crate) fn by_composite(input: &Tensor) -> bool {
+    crate::autograd::in_higher_order() || input.gpu().is_some()
+}
+
 /// Normal f64 inputs for cases: deterministic in `seed`.
 pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {
     Philox::new(seed).normal(shape, DType::F64)

@@ -41,7 +41,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Tensor {
         b.dtype(),
         b.shape()
     );
-    if autograd::in_higher_order() {
+    if autograd::in_higher_order() || x.gpu().is_some() {
         return composite(x, w, b, eps);
     }
     if let DType::BF16 | DType::F16 = x.dtype() {

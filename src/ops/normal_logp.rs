@@ -3,7 +3,7 @@
 //! log p(z) = −½ Σ z² − ½ D ln 2π in nats: z (B, ...) to (B,). One pass: 4 bytes per element at f32, 2 flops.
 
 use super::{Case, OpInfo, cast, normal, unary};
-use crate::autograd::{self, Recipe, record};
+use crate::autograd::{Recipe, record};
 use crate::cpu::{par, simd};
 use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
 
@@ -24,7 +24,7 @@ const HALF_LN_TAU: f64 = 0.918_938_533_204_672_8;
 /// When `z` is not a float tensor of rank 1 or more.
 #[track_caller]
 pub fn normal_logp(z: &Tensor) -> Tensor {
-    if autograd::in_higher_order() {
+    if super::by_composite(z) {
         return composite(z);
     }
     if let Some([wide]) = cast::widened([z]) {

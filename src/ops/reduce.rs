@@ -3,14 +3,42 @@
 //! A run of elements is added in 16 interleaved partial sums, blocks of 4096 elements at a time; block sums
 //! are added in order. Neither the number of threads nor the instruction set changes a bit.
 
-use super::{Case, OpInfo, binary, normal, shape, unary};
+use super::{Case, OpInfo, binary, cast::cast, normal, shape, unary};
 use crate::autograd::{Recipe, record};
 use crate::cpu::{par, simd};
-use crate::tensor::{Elem, NewTensor, Plain, Shape, Tensor, with_float};
+use crate::cuda::{Gpu, Grid, Kernels};
+use crate::tensor::{DType, Elem, NewTensor, Plain, Shape, Tensor, with_float};
 
 /// The registry's line.
 pub const OP: OpInfo =
     OpInfo { name: "reduce", family: "primitive", summary: "sum, mean and maximum over axes", cases };
+
+const ROWS: Kernels = Kernels::new("reduce", ["reduce_rows_f32", "reduce_rows_bf16", "reduce_rows_f16"]);
+const COLUMNS: Kernels =
+    Kernels::new("reduce", ["reduce_columns_f32", "reduce_columns_bf16", "reduce_columns_f16"]);
+
+/// The sum or maximum over the middle of (outer, reduced, inner) on a device, as f32: in one launch, or in parts that a
+/// second one adds.
+fn launch(gpu: Gpu, x: &Tensor, [outer, reduced, inner]: [usize; 3], maximum: bool) -> Tensor {
+    // Enough blocks to fill a device, each with enough to do.
+    let tiles = outer * inner.div_ceil(32);
+    let per_part = if inner == 1 { 16 * 1024 } else { 512 };
+    let parts = if tiles < 512 { reduced.div_ceil(per_part).clamp(1, 1024) } else { 1 };
+    let length = reduced.div_ceil(parts).max(1);
+    let y = gpu.empty([outer, parts, inner], DType::F32);
+    let (n, l, m) = (reduced as i64, length as i64, i32::from(maximum));
+    if inner == 1 {
+        let threads = length.next_multiple_of(32).min(256) as u32;
+        let grid = Grid::new(outer * parts, threads);
+        gpu.launch(ROWS.of(x.dtype()), grid, &[&y, x, &n, &l, &(parts as i32), &m]);
+    } else {
+        let [x_blocks, y_blocks] = [tiles as u32, parts as u32];
+        let grid = Grid { blocks: [x_blocks, y_blocks, 1], threads: [32, 8, 1], shared: 0 };
+        gpu.launch(COLUMNS.of(x.dtype()), grid, &[&y, x, &n, &(inner as i64), &l, &m]);
+    }
+    let y = y.finish();
+    if parts == 1 { y } else { launch(gpu, &y, [outer, parts, inner], maximum) }
+}
 
 const LANES: usize = 16;
 const BLOCK: usize = 4096;
@@ -132,6 +160,11 @@ fn drop_axes(shape: &[usize], axes: &[usize]) -> Shape {
 pub fn sum(x: &Tensor, axes: &[usize]) -> Tensor {
     let mut y = x.detach();
     for (first, last) in runs("sum", x.rank(), axes) {
+        if let Some(gpu) = y.gpu() {
+            let sum = launch(gpu, &y, fold(y.shape(), first, last), false);
+            y = cast(&sum, x.dtype()).with_shape(reduced_shape(y.shape(), first, last));
+            continue;
+        }
         y = with_float!(x.dtype(), T => {
             let mut out = NewTensor::<T>::new(reduced_shape(y.shape(), first, last));
             reduce_sum(y.as_slice::<T>(), out.as_mut(), fold(y.shape(), first, last));
@@ -162,6 +195,11 @@ pub fn mean(x: &Tensor, axes: &[usize]) -> Tensor {
 pub fn max(x: &Tensor, axes: &[usize]) -> Tensor {
     let mut y = x.detach();
     for (first, last) in runs("max", x.rank(), axes) {
+        if let Some(gpu) = y.gpu() {
+            let best = launch(gpu, &y, fold(y.shape(), first, last), true);
+            y = cast(&best, x.dtype()).with_shape(reduced_shape(y.shape(), first, last));
+            continue;
+        }
         y = with_float!(x.dtype(), T => {
             let [outer, reduced, inner] = fold(y.shape(), first, last);
             let xs = y.as_slice::<T>();
@@ -229,7 +267,6 @@ fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::DType;
 
     #[test]
     fn sums_are_what_they_say() {

@@ -32,6 +32,9 @@ pub(crate) fn angles(t: usize, each: usize, base: f64) -> impl Iterator<Item = (
 #[track_caller]
 pub fn rotary(qkv: &Tensor, heads: usize, base: f64, reverse: bool) -> Tensor {
     let each = each(qkv, heads);
+    if qkv.gpu().is_some() {
+        return composite(qkv, heads, base, reverse);
+    }
     let [batch, time, width] = qkv.dims();
     let turns: Vec<(f64, f64)> = (0..time).flat_map(|t| angles(t, each, base)).collect();
     let y = with_float!(qkv.dtype(), T => {

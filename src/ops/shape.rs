@@ -1,9 +1,10 @@
 //! Moves: reshape, permute, broadcast, slice, pad, concatenate, flip. Each gradient is another move.
 
-use super::{Case, OpInfo, binary, normal};
+use super::{Case, OpInfo, binary, index, normal};
 use crate::autograd::{Recipe, record};
 use crate::cpu::par;
-use crate::tensor::{DType, NewTensor, Plain, Shape, Tensor, with_plain};
+use crate::cuda::{self, Gpu, Grid, Kernel, Output, Struct, Words};
+use crate::tensor::{DType, MAX_RANK, NewTensor, Place, Plain, Shape, Tensor, with_plain};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -12,6 +13,71 @@ pub const OP: OpInfo = OpInfo {
     summary: "reshape, permute, broadcast_to, narrow, pad, concat, flip",
     cases,
 };
+
+/// As `Strided` in `kernels/shape.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+struct Strided {
+    rank: u32,
+    size: [u32; MAX_RANK],
+    to: [i32; MAX_RANK],
+    from: [i32; MAX_RANK],
+}
+
+/// A strided copy on a device: `dims` are (size, step in `y`, step in `x`), outermost first, starts in elements.
+#[track_caller]
+fn launch(gpu: Gpu, y: &Output, y_start: usize, x: &Tensor, x_start: usize, dims: &[(usize, isize, isize)]) {
+    let size = x.dtype().size();
+    let mut dims: Vec<_> = dims.iter().copied().filter(|d| d.0 != 1).collect();
+    if dims.is_empty() {
+        dims.push((1, 1, 1));
+    }
+    // As many elements at once as all sizes, steps and starts allow.
+    let &(inner, to, from) = dims.last().expect("at least one dimension");
+    let outer = &dims[..dims.len() - 1];
+    let whole = |f: &usize| {
+        let steps = outer.iter().all(|&(_, t, s)| t % *f as isize == 0 && s % *f as isize == 0);
+        (to, from) == (1, 1) && steps && [inner, y_start, x_start].iter().all(|n| n % f == 0)
+    };
+    let factor = [16 / size, 4 / size, 2 / size].into_iter().filter(|f| *f > 1).find(whole).unwrap_or(1);
+    let symbol = match size * factor {
+        1 => "move_1",
+        2 => "move_2",
+        4 => "move_4",
+        16 => "move_16",
+        bytes => panic!("moves on devices take elements of 1, 2 or 4 bytes, got {bytes}"),
+    };
+    let mut d = Strided { rank: dims.len() as u32, ..bytemuck::Zeroable::zeroed() };
+    let last = dims.len() - 1;
+    for (i, &(n, to, from)) in dims.iter().enumerate() {
+        let f = if i == last { 1 } else { factor as isize };
+        (d.size[i], d.to[i], d.from[i]) = (n as u32, (to / f) as i32, (from / f) as i32);
+    }
+    d.size[last] /= factor as u32;
+    let n: usize = d.size[..dims.len()].iter().map(|&n| n as usize).product();
+    let count = u32::try_from(n).expect("a move takes fewer than 2^32 elements");
+    let (ys, xs) = ((y_start / factor) as i64, (x_start / factor) as i64);
+    let (to, from) = (Words(y, size * factor), Words(x, size * factor));
+    gpu.launch(Kernel { file: "shape", symbol }, Grid::flat(n), &[&to, &from, &ys, &xs, &count, &Struct(d)]);
+}
+
+/// `shape` filled with `value`, on a device.
+#[track_caller]
+pub(crate) fn filled<T: Plain>(gpu: Gpu, value: T, shape: Shape) -> Tensor {
+    let size = T::DTYPE.size();
+    let mut word = [0u8; 4];
+    let symbol = match size {
+        1 => "fill_1",
+        2 => "fill_2",
+        4 => "fill_4",
+        _ => panic!("devices calculate in f32, bf16 and f16, got {:?}", T::DTYPE),
+    };
+    word[..size].copy_from_slice(bytemuck::bytes_of(&value));
+    let y = gpu.empty(shape, T::DTYPE);
+    let (n, word) = (shape.len(), u32::from_le_bytes(word));
+    gpu.launch(Kernel { file: "shape", symbol }, Grid::flat(n), &[&Words(&y, size), &(n as i64), &word]);
+    y.finish()
+}
 
 /// The same elements under another shape; shares memory.
 ///
@@ -40,7 +106,7 @@ pub fn permute(x: &Tensor, order: &[usize]) -> Tensor {
     let shape: Vec<usize> = order.iter().map(|&o| x.shape()[o]).collect();
     let steps = row_major_steps(x.shape());
     let steps: Vec<usize> = order.iter().map(|&o| steps[o]).collect();
-    let y = with_plain!(x.dtype(), T => gather_strided::<T>(x.as_slice(), 0, &shape, &steps));
+    let y = strided(x, 0, &shape, &steps);
     let [y] =
         record(Recipe::primitive("permute"), &[x], [y], move |b| vec![Some(permute(&b.grad(0), &inverse))]);
     y
@@ -52,6 +118,28 @@ fn row_major_steps(shape: &[usize]) -> Vec<usize> {
         steps[i - 1] = steps[i] * shape[i];
     }
     steps
+}
+
+/// The strided view `steps` of `x`, starting at `offset`, as a contiguous tensor of `shape`.
+#[track_caller]
+fn strided(x: &Tensor, offset: usize, shape: &[usize], steps: &[usize]) -> Tensor {
+    let Some(gpu) = x.gpu() else {
+        return with_plain!(x.dtype(), T => gather_strided::<T>(x.as_slice(), offset, shape, steps));
+    };
+    let y = gpu.empty(shape, x.dtype());
+    let to = row_major_steps(shape);
+    let mut dims: Vec<(usize, isize, isize)> = Vec::new();
+    for ((&n, &to), &from) in shape.iter().zip(&to).zip(steps) {
+        let (to, from) = (to as isize, from as isize);
+        match dims.last_mut() {
+            Some((m, t, s)) if *t == to * n as isize && *s == from * n as isize => {
+                (*m, *t, *s) = (*m * n, to, from)
+            }
+            _ => dims.push((n, to, from)),
+        }
+    }
+    launch(gpu, &y, 0, x, offset, &dims);
+    y.finish()
 }
 
 /// Copies the strided view `steps` of `xs`, starting at `offset`, into a contiguous tensor of `shape`.
@@ -101,7 +189,7 @@ pub fn broadcast_to(x: &Tensor, shape: impl Into<Shape>) -> Tensor {
     let lead = to.len() - x.rank();
     let step = |i: usize| if i < lead || x.shape()[i - lead] == 1 { 0 } else { own[i - lead] };
     let steps: Vec<usize> = (0..to.len()).map(step).collect();
-    let y = with_plain!(x.dtype(), T => gather_strided::<T>(x.as_slice(), 0, to, &steps));
+    let y = strided(x, 0, to, &steps);
     let recipe = Recipe::primitive("broadcast_to");
     let [y] = record(recipe, &[x], [y], move |b| vec![Some(binary::sum_to(&b.grad(0), from))]);
     y
@@ -118,8 +206,7 @@ pub fn narrow(x: &Tensor, axis: usize, start: usize, len: usize) -> Tensor {
     let mut shape = x.shape().to_vec();
     shape[axis] = len;
     let steps = row_major_steps(x.shape());
-    let y =
-        with_plain!(x.dtype(), T => gather_strided::<T>(x.as_slice(), start * steps[axis], &shape, &steps));
+    let y = strided(x, start * steps[axis], &shape, &steps);
     let recipe = Recipe::primitive("narrow");
     let [y] =
         record(recipe, &[x], [y], move |b| vec![Some(pad(&b.grad(0), axis, start, total - start - len))]);
@@ -133,7 +220,7 @@ pub fn pad(x: &Tensor, axis: usize, before: usize, after: usize) -> Tensor {
     let zeros = |n: usize| {
         let mut shape = x.shape().to_vec();
         shape[axis] = n;
-        Tensor::zeros(shape, x.dtype())
+        Place::of(x).shaped(shape).full(0.0)
     };
     let parts = [zeros(before), x.detach(), zeros(after)];
     let y = join(&parts.iter().collect::<Vec<_>>(), axis);
@@ -148,6 +235,17 @@ fn join(parts: &[&Tensor], axis: usize) -> Tensor {
     shape[axis] = parts.iter().map(|p| p.shape()[axis]).sum();
     let inner: usize = shape[axis + 1..].iter().product();
     let row = shape[axis] * inner;
+    if let Some(gpu) = cuda::on("concat", parts) {
+        let outer: usize = shape[..axis].iter().product();
+        let y = gpu.empty(&shape, parts[0].dtype());
+        let mut at = 0;
+        for part in parts.iter().filter(|p| !p.is_empty()) {
+            let n = part.shape()[axis] * inner;
+            launch(gpu, &y, at, part, 0, &[(outer, row as isize, n as isize), (n, 1, 1)]);
+            at += n;
+        }
+        return y.finish();
+    }
     with_plain!(parts[0].dtype(), T => {
         let sources: Vec<(&[T], usize)> = parts.iter().map(|p| (p.as_slice::<T>(), p.shape()[axis] * inner)).collect();
         let mut out = NewTensor::<T>::new(shape);
@@ -203,15 +301,23 @@ pub fn concat(parts: &[&Tensor], axis: usize) -> Tensor {
 pub fn flip(x: &Tensor, axis: usize) -> Tensor {
     let n = x.shape()[axis];
     let inner: usize = x.shape()[axis + 1..].iter().product();
-    let y = with_plain!(x.dtype(), T => {
-        let xs = x.as_slice::<T>();
-        let mut out = NewTensor::<T>::new(x.shape());
-        for (i, row) in out.as_mut().chunks_mut(inner.max(1)).enumerate() {
-            let (outer, k) = (i / n, i % n);
-            row.copy_from_slice(&xs[(outer * n + n - 1 - k) * inner..][..inner]);
-        }
-        out.finish()
-    });
+    let y = if let Some(gpu) = x.gpu() {
+        let (y, step) = (gpu.empty(x.shape(), x.dtype()), inner as isize);
+        let outer = x.len() / (n * inner).max(1);
+        let dims = [(outer, n as isize * step, n as isize * step), (n, step, -step), (inner, 1, 1)];
+        launch(gpu, &y, 0, x, n.saturating_sub(1) * inner, &dims);
+        y.finish()
+    } else {
+        with_plain!(x.dtype(), T => {
+            let xs = x.as_slice::<T>();
+            let mut out = NewTensor::<T>::new(x.shape());
+            for (i, row) in out.as_mut().chunks_mut(inner.max(1)).enumerate() {
+                let (outer, k) = (i / n, i % n);
+                row.copy_from_slice(&xs[(outer * n + n - 1 - k) * inner..][..inner]);
+            }
+            out.finish()
+        })
+    };
     let [y] = record(Recipe::primitive("flip"), &[x], [y], move |b| vec![Some(flip(&b.grad(0), axis))]);
     y
 }
@@ -229,6 +335,9 @@ pub fn arange(n: usize) -> Tensor {
 pub fn one_hot(indices: &Tensor, classes: usize, dtype: DType) -> Tensor {
     let mut shape = indices.shape().to_vec();
     shape.push(classes);
+    if let Some(gpu) = indices.gpu() {
+        return index::placed(gpu, None, indices, classes, dtype).with_shape(Shape::new(&shape));
+    }
     let at = indices.to_f64_vec();
     with_plain!(dtype, T => {
         let mut out = NewTensor::<T>::zeroed(shape);

@@ -13,6 +13,7 @@
 use super::{Case, OpInfo, binary, cast::cast, index, normal, reduce, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels, Optional};
 use crate::tensor::{DType, Float, NewTensor, Plain, Shape, Tensor, with_arithmetic, with_plain};
 
 /// The registry's line.
@@ -22,6 +23,40 @@ pub const OP: OpInfo = OpInfo {
     summary: "logsumexp, log_softmax and cross entropy over the last axis",
     cases,
 };
+
+const FORWARD: Kernels =
+    Kernels::new("softmax", ["softmax_forward_f32", "softmax_forward_bf16", "softmax_forward_f16"]);
+const BACKWARD: Kernels =
+    Kernels::new("softmax", ["softmax_backward_f32", "softmax_backward_bf16", "softmax_backward_f16"]);
+
+/// In the order of `Mode` in `kernels/softmax.cu`.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    LogSumExp,
+    LogSoftmax,
+    CrossEntropy,
+}
+
+/// All three on a device, with their gradient; `targets` for cross entropy.
+fn launch(gpu: Gpu, op: &'static str, mode: Mode, x: &Tensor, targets: Option<&Tensor>) -> Tensor {
+    let (lead, k) = split_last(op, x);
+    let y = gpu.empty(if mode == Mode::LogSoftmax { Shape::new(x.shape()) } else { lead }, x.dtype());
+    let levels = gpu.empty([lead.len(), 2], DType::F32);
+    let targets = targets.map(|t| cast(t, DType::I32));
+    let grid = Grid::new(lead.len(), k.next_multiple_of(32).min(256) as u32);
+    let (width, code) = (k as i32, mode as i32);
+    let at = Optional(targets.as_ref(), DType::I32);
+    gpu.launch(FORWARD.of(x.dtype()), grid, &[&y, &levels, x, &at, &width, &code]);
+    let (saved, levels) = (x.detach(), levels.finish());
+    let [y] = record(Recipe::fused(op), &[x], [y.finish()], move |b| {
+        let dx = gpu.empty(saved.shape(), saved.dtype());
+        let at = Optional(targets.as_ref(), DType::I32);
+        let args: &[&dyn cuda::Arg] = &[&dx, &saved, &levels, &b.grad(0), &at, &width, &code];
+        gpu.launch(BACKWARD.of(saved.dtype()), grid, args);
+        vec![Some(dx.finish())]
+    });
+    y
+}
 
 const LANES: usize = 16;
 
@@ -135,6 +170,9 @@ pub fn logsumexp(x: &Tensor) -> Tensor {
     if autograd::in_higher_order() {
         return composite_logsumexp(x);
     }
+    if let Some(gpu) = x.gpu() {
+        return launch(gpu, "logsumexp", Mode::LogSumExp, x, None);
+    }
     if let DType::BF16 | DType::F16 = x.dtype() {
         return cast(&logsumexp(&cast(x, DType::F32)), x.dtype());
     }
@@ -160,6 +198,9 @@ pub fn log_softmax(x: &Tensor) -> Tensor {
     let (_, k) = split_last("log_softmax", x);
     if autograd::in_higher_order() {
         return composite_log_softmax(x);
+    }
+    if let Some(gpu) = x.gpu() {
+        return launch(gpu, "log_softmax", Mode::LogSoftmax, x, None);
     }
     if let DType::BF16 | DType::F16 = x.dtype() {
         return cast(&log_softmax(&cast(x, DType::F32)), x.dtype());
@@ -216,6 +257,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Tensor {
     );
     if autograd::in_higher_order() {
         return composite_cross_entropy(logits, targets);
+    }
+    if let Some(gpu) = cuda::on("cross_entropy", &[logits, targets]) {
+        return launch(gpu, "cross_entropy", Mode::CrossEntropy, logits, Some(targets));
     }
     if let DType::BF16 | DType::F16 = logits.dtype() {
         return cast(&cross_entropy(&cast(logits, DType::F32), targets), logits.dtype());
@@ -337,9 +381,8 @@ fn cases() -> Vec<Case> {
 }
 
 fn entropy(name: String, logits: Tensor, targets: Tensor) -> Case {
-    let again = targets.clone();
-    Case::new(name, vec![logits], move |x| vec![cross_entropy(&x[0], &targets)])
-        .composite(move |x| vec![composite_cross_entropy(&x[0], &again)])
+    Case::new(name, vec![logits, targets], move |x| vec![cross_entropy(&x[0], &x[1])])
+        .composite(move |x| vec![composite_cross_entropy(&x[0], &x[1])])
 }
 
 #[cfg(test)]

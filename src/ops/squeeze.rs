@@ -21,6 +21,9 @@ pub const OP: OpInfo =
 pub fn squeeze(x: &Tensor) -> Tensor {
     let [b, h, w, c] = x.dims();
     assert!(h % 2 == 0 && w % 2 == 0, "squeeze: height and width of {:?} must be even", x.shape());
+    if x.gpu().is_some() {
+        return composite(x);
+    }
     let y = with_plain!(x.dtype(), T => {
         let mut out = NewTensor::<T>::new([b, h / 2, w / 2, 4 * c]);
         forward(x.as_slice::<T>(), out.as_mut(), w, c);
@@ -38,6 +41,9 @@ pub fn squeeze(x: &Tensor) -> Tensor {
 pub fn unsqueeze(y: &Tensor) -> Tensor {
     let [b, h, w, c4] = y.dims();
     assert!(c4 % 4 == 0, "unsqueeze: the channels of {:?} must be a multiple of 4", y.shape());
+    if y.gpu().is_some() {
+        return composite_inverse(y);
+    }
     let x = with_plain!(y.dtype(), T => {
         let mut out = NewTensor::<T>::new([b, 2 * h, 2 * w, c4 / 4]);
         backward(y.as_slice::<T>(), out.as_mut(), 2 * w, c4 / 4);

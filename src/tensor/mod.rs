@@ -61,12 +61,7 @@ impl Tensor {
 
     /// A tensor filled with `value`, converted to `dtype`.
     pub fn full(value: f64, shape: impl Into<Shape>, dtype: DType) -> Self {
-        let shape = shape.into();
-        with_plain!(dtype, T => {
-            let mut out = NewTensor::<T>::new(shape);
-            out.as_mut().fill(<T as Plain>::from_f64(value));
-            out.finish().placed()
-        })
+        Place { shape: shape.into(), dtype, gpu: Gpu::current() }.full(value)
     }
 
     /// A tensor of zeros with this tensor's shape, dtype and device.
@@ -180,6 +175,11 @@ impl Tensor {
         Self { data, var: None, ..*self }
     }
 
+    /// On the device of `other`, unrecorded.
+    pub(crate) fn beside(self, other: &Tensor) -> Self {
+        if self.device() == other.device() { self } else { self.moved(other.gpu()) }
+    }
+
     /// On the device that this thread makes new tensors on (see [`Device::run`]).
     pub(crate) fn placed(self) -> Self {
         match Gpu::current() {
@@ -281,11 +281,10 @@ impl Tensor {
     /// # Panics
     /// When the tensor is on the CPU.
     #[track_caller]
-    #[allow(dead_code)]
-    pub(crate) fn reopen(self) -> Output {
-        match self.data {
-            Storage::Device(held) => Output::reopened(held, self.shape, self.dtype),
-            Storage::Host(_) => panic!("reopen: the tensor is on the CPU"),
+    pub(crate) fn change(&mut self) -> Output {
+        match &mut self.data {
+            Storage::Device(held) => Output::of(held, self.shape, self.dtype),
+            Storage::Host(_) => panic!("change: the tensor is on the CPU"),
         }
     }
 
@@ -330,13 +329,24 @@ impl Place {
         Self { shape: t.shape, dtype: t.dtype, gpu: t.gpu() }
     }
 
+    /// The same dtype and device with another shape.
+    pub(crate) fn shaped(self, shape: impl Into<Shape>) -> Self {
+        Self { shape: shape.into(), ..self }
+    }
+
     /// A tensor filled with `value`.
     pub(crate) fn full(self, value: f64) -> Tensor {
         with_plain!(self.dtype, T => {
-            let mut out = NewTensor::<T>::new(self.shape);
-            out.as_mut().fill(<T as Plain>::from_f64(value));
-            let host = out.finish();
-            if self.gpu.is_some() { host.moved(self.gpu) } else { host }
+            let value = <T as Plain>::from_f64(value);
+            match self.gpu {
+                Some(gpu) if T::DTYPE != DType::F64 => crate::ops::shape::filled(gpu, value, self.shape),
+                place => {
+                    let mut out = NewTensor::<T>::new(self.shape);
+                    out.as_mut().fill(value);
+                    let host = out.finish();
+                    if place.is_some() { host.moved(place) } else { host }
+                }
+            }
         })
     }
 }

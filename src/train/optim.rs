@@ -10,6 +10,7 @@
 use super::FitOptions;
 use crate::cpu::par;
 use crate::cpu::simd::vectorize;
+use crate::cuda::{Gpu, Grid, Kernel, Struct};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Param, ParamStore};
 use crate::tensor::{DType, Float, Tensor};
@@ -73,7 +74,7 @@ impl Optimiser {
     pub fn new(params: &ParamStore, ema: bool) -> Self {
         let slot = |(name, param): (&str, &Param)| {
             let value = param.get().detach();
-            let zeros = Tensor::zeros(value.shape(), value.dtype());
+            let zeros = value.zeros_like();
             let ema = ema.then_some(value);
             Slot { name: name.to_string(), param: param.clone(), m: zeros.clone(), v: zeros, ema }
         };
@@ -118,6 +119,15 @@ impl Optimiser {
         for (slot, g) in self.slots.iter_mut().zip(grads) {
             let Slot { name, param, m, v, ema: average } = slot;
             assert_eq!((g.shape(), g.dtype()), (m.shape(), m.dtype()), "Optimiser::step: gradient of {name}");
+            if let Some(gpu) = g.gpu() {
+                param.update(|w| launch(gpu, w, m, v, g, &rates));
+                if let (Some(average), Some(decay)) = (average, ema) {
+                    let (n, part) = (m.len() as i64, (1.0 - decay) as f32);
+                    let kernel = Kernel { file: "adam", symbol: "average_f32" };
+                    gpu.launch(kernel, Grid::flat(m.len()), &[&average.change(), &param.get(), &n, &part]);
+                }
+                continue;
+            }
             with_param!(g.dtype(), T => {
                 let (m, v) = (m.make_mut::<T>(), v.make_mut::<T>());
                 param.update(|w| adam(w.make_mut::<T>(), g.as_slice::<T>(), m, v, &rates));
@@ -188,6 +198,11 @@ impl Optimiser {
 
 /// √Σ g² over all gradients, summed in f64 in a fixed order. Not finite if and only if a gradient is not.
 pub fn norm(grads: &[Tensor]) -> f64 {
+    if grads.iter().any(|g| g.gpu().is_some()) {
+        // One wait for the device, whatever the number of tensors.
+        let total = grads.iter().map(|g| g.square().sum_all()).reduce(|a, b| &a + &b);
+        return total.map_or(0.0, |t| t.item()).sqrt();
+    }
     let squares = |g: &Tensor| with_param!(g.dtype(), T => sum_of_squares(g.as_slice::<T>()));
     grads.iter().map(squares).sum::<f64>().sqrt()
 }
@@ -210,6 +225,31 @@ fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
         );
     });
     sums.iter().sum()
+}
+
+/// As `Rates` in `kernels/adam.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+struct DeviceRates {
+    beta1: f32,
+    beta2: f32,
+    lr: f32,
+    v_scale: f32,
+    eps: f32,
+    keep: f32,
+    l2: f32,
+    clip: f32,
+}
+
+/// The step of one f32 tensor on a device.
+fn launch(gpu: Gpu, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor, g: &Tensor, rates: &Rates) {
+    assert_eq!(g.dtype(), DType::F32, "Optimiser: parameters on devices are f32");
+    let Rates { beta1, beta2, lr, v_scale, eps, keep, l2, clip } = *rates;
+    let [beta1, beta2, lr, v_scale] = [beta1, beta2, lr, v_scale].map(|x| x as f32);
+    let [eps, keep, l2, clip] = [eps, keep, l2, clip].map(|x| x as f32);
+    let rates = Struct(DeviceRates { beta1, beta2, lr, v_scale, eps, keep, l2, clip });
+    let (kernel, n) = (Kernel { file: "adam", symbol: "adam_f32" }, g.len() as i64);
+    gpu.launch(kernel, Grid::flat(g.len()), &[&w.change(), &m.change(), &v.change(), g, &n, &rates]);
 }
 
 fn adam<T: Float>(w: &mut [T], g: &[T], m: &mut [T], v: &mut [T], rates: &Rates) {
