@@ -410,7 +410,7 @@ fn energies_learn_a_density_with_its_constant() {
         ("nce_table", 0.2, &["train.steps=500", "hidden=[64, 64]"][..]),
         ("nce_flow", 0.2, &["train.steps=1000", "hidden=[32]", "flow=[32]"]),
         ("score_matching_table", 0.6, &["train.steps=500", "hidden=[64, 64]", "annealing.temperatures=200"]),
-        ("ebm_table", 0.75, &["train.steps=200", "hidden=[64, 64]", "annealing.temperatures=200"]),
+        ("ebm_table", 0.75, &["train.steps=1200", "hidden=[64, 64]", "annealing.temperatures=200"]),
     ] {
         let mut recipe = config::find(MODELS, preset).expect(preset);
         recipe.set(&["shape=[2]", "train.batch=128"]).expect(preset);
