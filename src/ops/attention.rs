@@ -75,7 +75,7 @@ impl Dims {
 #[track_caller]
 pub fn causal_attention(qkv: &Tensor, heads: usize) -> Tensor {
     let dims = Dims::of(qkv, heads);
-    if autograd::in_higher_order() || qkv.gpu().is_some() {
+    if super::by_composite(qkv) {
         return composite(qkv, heads);
     }
     if let DType::BF16 | DType::F16 = qkv.dtype() {

@@ -8,7 +8,7 @@
 //! g (x − σ(l)), is another.
 
 use super::{Case, OpInfo, binary, cast, normal, shape, unary};
-use crate::autograd::{self, Recipe, record};
+use crate::autograd::{Recipe, record};
 use crate::cpu::{par, simd};
 use crate::tensor::{Float, NewTensor, Tensor, with_arithmetic};
 
@@ -46,7 +46,7 @@ pub fn bernoulli_logp(logits: &Tensor, x: &Tensor) -> Tensor {
     if rest != x_rest || logits.dtype() != x.dtype() || b == 0 || rows % b != 0 {
         fail()
     }
-    if autograd::in_higher_order() {
+    if super::by_composite(logits) {
         return composite(logits, x);
     }
     if let Some([l, v]) = cast::widened([logits, x]) {

@@ -397,7 +397,7 @@ pub fn conv2d_transposed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, spec: Co
         bias.map(Tensor::shape),
         g.cin
     );
-    if autograd::in_higher_order() || spec.act == Act::Silu {
+    if super::by_composite(x) || spec.act == Act::Silu {
         return composite_transposed(x, w, bias, spec);
     }
     let y = with_float!(x.dtype(), T => {

@@ -6,7 +6,7 @@
 //! Backward, y known: dx = dy where y lies strictly inside the range; dg = −step dx where |g| < clip.
 
 use super::{Case, OpInfo, binary, cast, normal, unary};
-use crate::autograd::{self, Recipe, record};
+use crate::autograd::{Recipe, record};
 use crate::cpu::{par, simd};
 use crate::random::{Draw, Philox};
 use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
@@ -51,7 +51,7 @@ impl Langevin {
 #[track_caller]
 pub fn langevin(x: &Tensor, g: &Tensor, how: Langevin, rng: &mut Philox) -> Tensor {
     assert_eq!((x.shape(), x.dtype()), (g.shape(), g.dtype()), "langevin: x and its gradient differ");
-    if autograd::in_higher_order() {
+    if super::by_composite(x) {
         return composite(x, g, how, rng);
     }
     if let Some([wide, g]) = cast::widened([x, g]) {

@@ -9,7 +9,7 @@
 //! per row forward, 12 D and about 14 D backward.
 
 use super::{Case, OpInfo, binary, cast::cast, normal, reduce, shape, unary};
-use crate::autograd::{self, Recipe, record};
+use crate::autograd::{Recipe, record};
 use crate::cpu::{par, simd};
 use crate::tensor::{DType, Float, NewTensor, Tensor, with_arithmetic};
 
@@ -41,7 +41,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Tensor {
         b.dtype(),
         b.shape()
     );
-    if autograd::in_higher_order() || x.gpu().is_some() {
+    if super::by_composite(x) {
         return composite(x, w, b, eps);
     }
     if let DType::BF16 | DType::F16 = x.dtype() {
