@@ -9,7 +9,7 @@
 //! ```
 //! Below the models lies the engine:
 //! ```text
-//! models/ -> nn/, bijections/, dist/, ode/ -> ops/ -> autograd, tensor/ -> cpu/, cuda/
+//! models/ -> nn/, bijections/, ode/ -> ops/ -> autograd, tensor/ -> cpu/, cuda/
 //! ```
 //!
 //! ## Letters, units, signs
@@ -29,7 +29,6 @@
 //! | [`calibrate`] | split-conformal p-values and thresholds, false-discovery rates, drift |
 //! | [`series`] | time series judged step by step |
 //! | [`detectors`] | classical detectors on tables, the [`detectors::Detector`] trait, the `DETECTORS` registry |
-//! | [`calibrate`] | split-conformal p-values and thresholds |
 //! | [`ode`] | Runge-Kutta methods as data, solvers with error control, the adjoint |
 //! | [`report`] | metrics, tables, the HTML report |
 //! | [`train`] | fitting, optimiser, schedule, EMA, checkpoints |
@@ -44,7 +43,6 @@ pub mod cpu;
 pub mod cuda;
 pub mod data;
 pub mod detectors;
-pub mod dist;
 pub mod error;
 pub mod evidence;
 pub mod files;
