@@ -18,7 +18,7 @@ pub enum Elementwise {
     Affine,
     /// A rational-quadratic spline ([`rq_spline`]).
     Spline(Spline),
-    /// The logit of the CDF of a mixture of logistics, then affine ([`mixture_cdf`]).
+    /// The logit of the CDF of a mixture of logistics, then affine (`mixture_cdf`).
     Mixture(Mixture),
 }
 

@@ -1,11 +1,11 @@
 //! Devices other than the CPU: where a tensor's memory is, and how an op file starts its kernels there.
 //!
-//! An op asks [`on`] for the device of its inputs and, if there is one, launches its kernels with
-//! [`Gpu::launch`]; the answer is `None` on the CPU. Two backends stand behind a [`Gpu`]: the CUDA driver (feature
+//! An op asks `on` for the device of its inputs and, if there is one, launches its kernels with
+//! `Gpu::launch`; the answer is `None` on the CPU. Two backends stand behind a `Gpu`: the CUDA driver (feature
 //! `cuda`, the only code that knows cudarc) and the emulator (feature `emulate`), which runs the same kernels and
 //! the same launches on the CPU, one fiber per CUDA thread, so that both are proven without a GPU.
 //!
-//! Without either feature [`Gpu`] has no values: `Option<Gpu>` takes no room, every device branch is removed by the
+//! Without either feature `Gpu` has no values: `Option<Gpu>` takes no room, every device branch is removed by the
 //! compiler, and yet all launch code is type-checked.
 //!
 //! Errors of the world (no driver, no memory, a kernel that failed) cannot be returned through an op's `Tensor`; they

@@ -3,7 +3,7 @@
 //! ```text
 //! Dataset -> Columns (one-hot, fill, standardise) -> Table -> Detector -> score per row -> p-value
 //! ```
-//! **Higher = more anomalous**, as everywhere. A detector is one file with one type that implements [`Method`]: what
+//! **Higher = more anomalous**, as everywhere. A detector is one file with one type that implements `Method`: what
 //! it learned, how it learns it, how it scores. [`Detector`] is the same thing behind a pointer, with the checks that
 //! all share: fitted first, as many columns as the reference, at least one row, every score finite. [`Pipeline`] joins
 //! a detector with the preparation of its columns and with reference scores, and is what a file holds.

@@ -1,6 +1,6 @@
 //! Affine maps whose weights are masked to a staircase: output j reads the first `reach[j]` inputs.
 //!
-//! y = act(x (W ∘ M) + bias), M[i, j] = 1 if i < reach[j] else 0: x (..., In), W (In, Out), bias (Out), reach
+//! y = act(x (W ∘ M) + bias), Mᵢⱼ = 1 if i < reachⱼ else 0: x (..., In), W (In, Out), bias (Out), reach
 //! non-decreasing. With units sorted by their degree, every masked layer of MADE (Germain et al. 2015) has this form,
 //! and about half of the weights do not count. The product runs block by block over the outputs, each over the inputs
 //! that its last column reads; what is below the stairs costs nothing.

@@ -8,10 +8,10 @@
 //! | `dreg` | the same bound; the encoder's gradient is Σ_k v_k² ∂ln w_k/∂z_k ∂z_k/∂φ, v_k = w_k / Σ w, whose signal does not vanish as S grows (doubly reparameterised, Tucker et al. 2019) |
 //!
 //! **log_prob** is ln (1/K) Σ_k w_k with K = `importance` samples, a stochastic lower bound on log p(x)
-//! ([`Kind::LowerBound`]) that tightens with K; [`Vae::importance`] also gives its standard error. Samples are decoded
+//! (`Kind::LowerBound`) that tightens with K; [`Vae::importance`] also gives its standard error. Samples are decoded
 //! in chunks, so memory does not grow with K. What the probability is of depends on the likelihood; see
 //! [`super::likelihood`]. A Bernoulli likelihood of grey levels is no likelihood of the bytes: its bound is
-//! [`Kind::Unnormalised`].
+//! `Kind::Unnormalised`.
 //!
 //! **Likelihood regret** (Xiao, Yan & Amit 2020): [`Vae::refit`] optimises the posterior of each example by Adam, the
 //! decoder fixed, and gives the bound before and after.
