@@ -97,7 +97,7 @@ impl<'a, W: Word> Product<'a, W> {
             groups = groups.max(threads);
             self.m.div_ceil(MC)
         } else {
-            let rows = (MC * KC / rights[0].kc.clamp(1, KC)).min(4 * MC);
+            let rows = (MC * KC / rights[0].kc.clamp(1, KC)).min(2 * MC);
             let least = if threads > 1 { (8 * threads).min(tiles / 4).max(1) } else { 1 };
             let blocks = self.m.div_ceil(rows).max(least).next_multiple_of(threads).min(tiles);
             if threads > 1 && blocks < 4 * threads {
