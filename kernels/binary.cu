@@ -3,8 +3,8 @@
 // element. Bound: memory.
 #include "elem.cuh"
 
-// In the order of `Function` in src/ops/binary.rs. The last four are gradients: a is the gradient behind an
-// activation, b the activation's output (for silu: its input).
+// In the order of `Function` in src/ops/binary.rs. The last five are gradients: a is the gradient behind an
+// activation, b the activation's output (for silu and gelu: its input).
 enum Function {
     ADD,
     SUB,
@@ -19,7 +19,8 @@ enum Function {
     RELU_GRAD,
     SIGMOID_GRAD,
     TANH_GRAD,
-    SILU_GRAD
+    SILU_GRAD,
+    GELU_GRAD
 };
 
 __device__ __forceinline__ float apply(int f, float a, float b) {
@@ -41,6 +42,8 @@ __device__ __forceinline__ float apply(int f, float a, float b) {
             float s = sigmoid(b);
             return a * s * (1.f + b * (1.f - s));
         }
+        case GELU_GRAD:
+            return a * (0.5f * (1.f + erff(0.70710678f * b)) + b * 0.39894228f * expf(-0.5f * b * b));
     }
     return a;
 }

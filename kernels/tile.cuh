@@ -157,6 +157,32 @@ struct Tile {
         }
     }
 
+    // Multiplies each row of the sums with f(row).
+    template <class F>
+    __device__ __forceinline__ void scale_rows(const F& f) {
+        if constexpr (sizeof(T) == 2) {
+            const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, m0 = warp / (N / 32) * 32 + lane / 4;
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float factor = f(m0 + i * 16 + half * 8);
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+#pragma unroll
+                        for (int q = 0; q < 2; ++q) acc[(i * 4 + j) * 4 + half * 2 + q] *= factor;
+                }
+        } else {
+            const int m = threadIdx.x / (N / 4) * 8;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const float factor = f(m + i);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) acc[i * 4 + j] *= factor;
+            }
+        }
+    }
+
     // f(row, col, v0, v1) for every pair of neighbouring columns (col, col + 1) of the tile that this thread holds.
     template <class F>
     __device__ __forceinline__ void each_pair(const F& f) const {

@@ -498,6 +498,44 @@ fn series_have_intervals() {
 }
 
 /// 60 rows along a line with two categories, of which row 17 leaves the line.
+/// Sessions of four lines; in one of them the third line is of another kind.
+#[test]
+fn the_line_that_broke_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = |name: &str, broken: Option<usize>| {
+        let mut lines = String::new();
+        for i in 0..60 {
+            lines += &format!("open s_{i} by user {}\nread {} bytes for s_{i}\n", i % 7, 100 + i);
+            lines += &match broken {
+                Some(b) if b == i => format!("refused s_{i} with error {i}\n"),
+                _ => format!("checked s_{i} in {i} ms\n"),
+            };
+            lines += &format!("close s_{i}\n");
+        }
+        let path = folder.path().join(name);
+        std::fs::write(&path, lines).unwrap();
+        path
+    };
+    let (normal, broken) = (log("normal.log", None), log("broken.log", Some(41)));
+    let dir = folder.path().join("m");
+    let cut = ["--session", "s_", "--window", "6", "--quiet"];
+    let train = ["train", "hmm_tokens", "--data", text(&normal), "--set", "states=6", "--out", text(&dir)];
+    succeeds(&[&train[..], &cut].concat());
+    // How the log was cut, and its kinds of lines, are in the model's file.
+    let explain = ["--scorer", "nll", "--alpha", "0.4", "--explain", "1", "--json", "--quiet"];
+    let found = succeeds(&[&["score", text(&dir), text(&broken)], &explain[..]].concat());
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let found = found.as_array().unwrap();
+    assert_eq!(found.len(), 60);
+    let worst =
+        found.iter().max_by(|a, b| a["score"].as_f64().unwrap().total_cmp(&b["score"].as_f64().unwrap()));
+    let worst = worst.unwrap();
+    assert_eq!((&worst["index"], &worst["decision"]), (&41.into(), &"anomaly".into()));
+    assert_eq!(worst["explanation"][0]["place"], "line 167: a line of no known kind");
+    let info = succeeds(&["info", text(&normal), "--session", "s_", "--window", "6"]);
+    assert!(info.contains("60 x 6 u8") && info.contains("checked s_<*> in <*> ms"), "{info}");
+}
+
 fn table(path: &Path, outlier: bool) -> String {
     let mut csv = String::from("height,weight,kind\n");
     for i in 0..60 {
@@ -546,5 +584,5 @@ fn detect_ranks_explains_and_keeps_detectors() {
     fails(&["detect", &dirty, "--set", "k=3"], 2, &["\"k\"", "iforest"]);
     fails(&["detect", &dirty, "--alpha", "0.1"], 2, &["--reference"]);
     fails(&["detect", &dirty, "--with", &clean], 1, &["clean.csv"]);
-    fails(&["detect", &dirty, "--with", &kept, "--alpha", "0.001"], 2, &["12 calibration rows"]);
+    fails(&["detect", &dirty, "--with", &kept, "--alpha", "0.001"], 2, &["12 reference rows"]);
 }

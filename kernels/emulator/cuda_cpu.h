@@ -272,6 +272,13 @@ inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+inline void sincospi(double x, double* s, double* c) {
+    const double rest = std::fmod(x, 2.) * 3.14159265358979323846;
+    *s = std::sin(rest), *c = std::cos(rest);
+}
 template <class T>
 T __ldg(const T* p) {
     return *p;

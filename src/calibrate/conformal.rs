@@ -8,6 +8,7 @@
 //! in a random world"; Laxhammar & Falkman 2010). The promise holds on average over reference sets; given one set
 //! of n rows the rate of false alarms scatters around α with a standard deviation of about √(α (1 − α) / n).
 
+use super::Reference;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::scorers::{self, SCORERS, Scorer, ScorerInfo};
@@ -20,8 +21,8 @@ use serde_json::Value;
 pub struct Calibration {
     scorer: String,
     state: Value,
-    /// Ascending, finite, at least one.
-    reference: Vec<f64>,
+    /// At least one.
+    reference: Reference,
 }
 
 /// A calibration as a file has it: nothing about it is known.
@@ -52,18 +53,15 @@ impl Calibration {
         Self::sorted(name.to_owned(), scorer.state()?, reference.to_vec())
     }
 
-    fn sorted(scorer: String, state: Value, mut reference: Vec<f64>) -> Result<Self> {
+    fn sorted(scorer: String, state: Value, reference: Vec<f64>) -> Result<Self> {
         if reference.is_empty() {
             return Err(Error::new(
                 ErrorKind::Data,
                 format!("calibration of \"{scorer}\": no reference scores"),
             ));
         }
-        if let Some(row) = reference.iter().position(|s| !s.is_finite()) {
-            let message = format!("calibration of \"{scorer}\": row {row}: the score is {}", reference[row]);
-            return Err(Error::new(ErrorKind::NonFinite, message));
-        }
-        reference.sort_by(f64::total_cmp);
+        let place = |e: Error| e.at(format_args!("calibration of \"{scorer}\""));
+        let reference = Reference::new(reference).map_err(place)?;
         Ok(Self { scorer, state, reference })
     }
 
@@ -74,7 +72,7 @@ impl Calibration {
 
     /// n, the number of reference scores.
     pub fn rows(&self) -> usize {
-        self.reference.len()
+        self.reference.rows()
     }
 
     /// The scorer as it was when calibrated.
@@ -88,59 +86,27 @@ impl Calibration {
         Ok(scorer)
     }
 
-    /// p of one score, between 1/(n + 1) and 1: small = more anomalous than nearly all of the reference. A NaN score
-    /// has no p-value (NaN).
+    /// [`Reference::p_value`].
     pub fn p_value(&self, score: f64) -> f64 {
-        if score.is_nan() {
-            return f64::NAN;
-        }
-        let at_least = self.rows() - self.reference.partition_point(|r| *r < score);
-        (1 + at_least) as f64 / (self.rows() + 1) as f64
+        self.reference.p_value(score)
     }
 
-    /// The p-value with ties broken by `u`, uniform in [0, 1]: for exchangeable rows it is exactly uniform, as
-    /// martingales need it.
+    /// [`Reference::smoothed_p_value`].
     pub fn smoothed_p_value(&self, score: f64, u: f64) -> f64 {
-        if score.is_nan() {
-            return f64::NAN;
-        }
-        let from = self.reference.partition_point(|r| *r < score);
-        let above = self.reference.partition_point(|r| *r <= score);
-        let (greater, equal) = (self.rows() - above, above - from);
-        (greater as f64 + u * (1 + equal) as f64) / (self.rows() + 1) as f64
+        self.reference.smoothed_p_value(score, u)
     }
 
-    /// The smallest false-alarm rate that n reference rows can promise, 1/(n + 1).
+    /// [`Reference::smallest_alpha`].
     pub fn smallest_alpha(&self) -> f64 {
-        1.0 / (self.rows() + 1) as f64
+        self.reference.smallest_alpha()
     }
 
-    /// t such that `score > t` ⟺ `p_value(score) <= alpha`: the k-th largest reference score, k = ⌊α (n + 1)⌋.
+    /// [`Reference::threshold`].
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] when `alpha` is not in (0, 1), or below [`Self::smallest_alpha`] (says how many rows it
-    /// would take).
+    /// Those of [`Reference::threshold`].
     pub fn threshold(&self, alpha: f64) -> Result<f64> {
-        if !(alpha > 0.0 && alpha < 1.0) {
-            let message = format!("alpha: expected a false-alarm rate between 0 and 1, got {alpha}");
-            return Err(Error::new(ErrorKind::Usage, message));
-        }
-        let (n, smallest) = (self.rows(), self.smallest_alpha());
-        if alpha < smallest {
-            let needed = (1.0 / alpha).ceil() - 1.0;
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!(
-                    "alpha: {n} reference rows can promise a false-alarm rate of {smallest:.2e} at best, got {alpha}; \
-                     this takes {needed} rows"
-                ),
-            ));
-        }
-        // The largest k with k/(n + 1) <= alpha in the arithmetic of `p_value`; alpha (n + 1) may round either way.
-        let fits = |k: usize| k as f64 / (n + 1) as f64 <= alpha;
-        let guess = (alpha * (n + 1) as f64) as usize;
-        let k = (guess.saturating_sub(1)..=guess + 1).rev().find(|&k| fits(k)).unwrap_or(1).clamp(1, n);
-        Ok(self.reference[n - k])
+        self.reference.threshold(alpha)
     }
 
     /// The share of `scores` that is flagged at `alpha`: of reference rows the measured false-alarm rate, of

@@ -10,20 +10,15 @@
 //! are means over the seeds. The sets are those of ADBench (Han et al. 2022): npz files with X and y, 1 = anomaly.
 
 use super::{Common, output, progress};
-use crate::data::{self, Dataset, ReadOptions, Schema};
-use crate::detectors::{self, Columns, DETECTORS, DetectorInfo, Pipeline, Scaling};
+use crate::data::{self, Dataset, ReadOptions};
+use crate::detectors::{self, DETECTORS, DetectorInfo, Pipeline, Scaling};
 use crate::error::{Error, ErrorKind, Result, nearest};
-use crate::models::MODELS;
-use crate::models::config::{self, Recipe};
 use crate::report::metrics::Comparison;
-use crate::tensor::Tensor;
-use crate::train::{Evaluate, fit, log_probs};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// The most rows of one kind, and of a file in the unsupervised protocol.
@@ -73,9 +68,11 @@ struct Line {
     seconds: f64,
 }
 
-enum Judge {
-    Detector(&'static DetectorInfo),
-    Model(Box<Recipe>),
+/// A detector, or a likelihood model as one, with its settings.
+struct Judge {
+    name: String,
+    info: &'static DetectorInfo,
+    settings: Value,
 }
 
 /// Runs all, prints a line each and the means over the sets.
@@ -86,13 +83,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     for path in files(args)? {
         let data = data::open(&path, &ReadOptions::default())?;
         let anomalous = labels(&data)?;
-        for (name, judge) in &judges {
+        for Judge { name, info, settings } in &judges {
             let mut sum = [0.0; 3];
             for seed in 0..args.seeds {
                 let (train, test) = split(&anomalous, seed, args.protocol);
                 let place = |e: Error| e.at(format_args!("{}: {name}, seed {seed}", data.name));
                 let started = Instant::now();
-                let scores = judge.scores(&data, &train, &test, seed, &args.set).map_err(place)?;
+                let judge = Pipeline::fit(info, settings, &data.select(&train), seed).map_err(place)?;
+                let scores = judge.score(&data.select(&test)).map_err(place)?;
                 let seconds = started.elapsed().as_secs_f64();
                 let of = |kind: bool| -> Vec<f64> {
                     test.iter()
@@ -123,7 +121,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     for line in &lines {
         let _ = writeln!(out, "{}", text(line));
     }
-    for (name, _) in &judges {
+    for Judge { name, .. } in &judges {
         let of: Vec<&Line> = lines.iter().filter(|l| l.name == *name).collect();
         let mean = |f: fn(&Line) -> f64| of.iter().map(|l| f(l)).sum::<f64>() / of.len() as f64;
         let total: f64 = of.iter().map(|l| l.seconds).sum();
@@ -141,18 +139,17 @@ fn text(line: &Line) -> String {
     format!("{set:22} {name:12} auroc {auroc:.4} aupr {aupr:.4} {seconds:8.3} s")
 }
 
-fn judges(args: &Args) -> Result<Vec<(String, Judge)>> {
+fn judges(args: &Args) -> Result<Vec<Judge>> {
     let mut out = Vec::new();
     let all = args.detectors.is_empty() && args.models.is_empty();
     let any_numbers =
         DETECTORS.iter().filter(|d| all && d.scaling == Scaling::Standard).map(|d| d.name.to_string());
     for name in args.detectors.iter().cloned().chain(any_numbers) {
-        out.push((name.clone(), Judge::Detector(detectors::find(&name)?)));
+        out.push(Judge { info: detectors::find(&name)?, settings: Value::Null, name });
     }
     for name in &args.models {
-        let mut recipe = config::find(MODELS, name)?;
-        recipe.set(&args.set)?;
-        out.push((name.clone(), Judge::Model(Box::new(recipe))));
+        let (info, settings) = detectors::model(name, &args.set)?;
+        out.push(Judge { name: name.clone(), info, settings });
     }
     Ok(out)
 }
@@ -218,48 +215,6 @@ fn splitmix64(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
-}
-
-impl Judge {
-    /// The scores of the test rows.
-    fn scores(
-        &self,
-        data: &Dataset,
-        train: &[usize],
-        test: &[usize],
-        seed: u64,
-        set: &[String],
-    ) -> Result<Vec<f64>> {
-        let (train, test) = (data.select(train), data.select(test));
-        match self {
-            Self::Detector(info) => Pipeline::fit(info, &Value::Null, &train, seed)?.score(&test),
-            Self::Model(recipe) => {
-                let columns = Columns::fit(&train, Scaling::Standard)?;
-                let table = |data: &Dataset| -> Result<Dataset> {
-                    let table = columns.apply(data)?;
-                    let values: Vec<f32> = table.values().iter().map(|&x| x as f32).collect();
-                    let values = Tensor::from_slice(&values, [table.rows(), table.columns()]);
-                    let schema = Some(Arc::new(Schema::numeric(table.columns())));
-                    Ok(Dataset { schema, ..Dataset::new(data.name.clone(), values) })
-                };
-                let (train, test) = (table(&train)?, table(&test)?);
-                let mut recipe = (**recipe).clone();
-                recipe.train.seed = seed;
-                recipe.adapt(&train);
-                recipe.set(set)?;
-                let model = recipe.build()?;
-                let (rest, aside) = match recipe.train.validation {
-                    share if share > 0.0 => {
-                        train.split(share, seed).map(|(rest, aside)| (rest, Some(aside)))?
-                    }
-                    _ => (train, None),
-                };
-                fit(&*model, &rest, aside.as_ref(), &recipe.train, &mut ())?;
-                let how = Evaluate { seed, batch: recipe.train.eval_batch, ..Default::default() };
-                Ok(log_probs(&*model, &test, &how)?.nats.iter().map(|l| -l).collect())
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use crate::models::{Model, SampleOptions};
 use crate::random::Philox;
 use crate::report::metrics::{Comparison, Paired};
 use crate::report::{
-    Calibrated, Curve, Difference, Figure, Gallery, Image, Page, Row, Set, Shot, WorstRow, bits_per_dim,
-    experiments, extremes, table, warnings,
+    Behind, Calibrated, Curve, Difference, Figure, Gallery, Image, Page, Row, Set, Shot, WorstRow,
+    bits_per_dim, experiments, extremes, table, warnings,
 };
 use crate::tensor::DType;
 use std::path::Path;
@@ -87,6 +87,11 @@ impl Comparing<'_> {
             }
         }
         page.differences = self.differences(&compared)?;
+        for Difference { other, better, worse, paired } in &page.differences {
+            let behind = Behind { best: better.clone(), paired: *paired };
+            let row = page.rows.iter_mut().find(|r| r.other == *other && r.scorer == *worse);
+            row.into_iter().for_each(|row| row.behind = Some(behind.clone()));
+        }
         page.figures = self.figures(common, seed)?;
         let place = |row: &Row| self.others.iter().position(|o| o.data().name == row.other);
         page.rows.sort_by_key(place);
@@ -256,7 +261,8 @@ fn worst_rows(
         None => format!("{value}"),
     };
     let row = |(i, &row): (usize, &usize)| {
-        let cell = |&c: &usize| (explain::place(data, c), text(c, values[i * data.dims() + c]), nats[i][c]);
+        let cell =
+            |&c: &usize| (explain::place(data, i, c), text(c, values[i * data.dims() + c]), nats[i][c]);
         WorstRow {
             row,
             scorer: calibration.name().into(),

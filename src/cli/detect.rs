@@ -2,6 +2,9 @@
 //!
 //! Without a reference the detector learns from the file itself, anomalies and all (outlier detection). With one, or with
 //! a saved detector, rows are judged against what was learned there, with split-conformal p-values (novelty detection).
+//!
+//! A likelihood model (`--model`) is a detector like the others. On a file with anomalies in it, it is fitted by trimmed
+//! likelihood (`train.trim`), so that it does not learn what it should find; the ranking needs no guess of their share.
 
 use super::{Common, inputs, output, progress::say};
 use crate::data::Dataset;
@@ -19,6 +22,8 @@ const OUTLIERS: &str = "iforest";
 const NOVELTY: &str = "knn";
 /// The false-alarm rate against a reference when none is asked for.
 const ALPHA: f64 = 0.01;
+/// The share of a file that a likelihood model does not learn from, unless there is a reference.
+const TRIM: f64 = 0.1;
 /// Columns that are named per row.
 const NAMED: usize = 3;
 
@@ -31,6 +36,10 @@ pub struct Args {
     /// The detector (`list detectors`) [default: iforest; knn with --reference]
     #[arg(long, value_name = "NAME", conflicts_with = "with")]
     detector: Option<String>,
+    /// A likelihood model of tables instead of a detector: a name, preset or TOML file (`list models`), e.g. made, nsf,
+    /// vae_table; the score is -log p
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["with", "detector"])]
+    model: Option<String>,
     /// Clean data to learn from; without it the detector learns from the data itself
     #[arg(long, value_name = "PATH", conflicts_with = "with")]
     reference: Option<PathBuf>,
@@ -40,7 +49,7 @@ pub struct Args {
     /// Write the fitted detector, for --with
     #[arg(long, value_name = "FILE", conflicts_with = "with")]
     save: Option<PathBuf>,
-    /// Override a setting of the detector, e.g. --set neighbours=10
+    /// Override a setting of the detector or model, e.g. --set neighbours=10, --set train.steps=500
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "with")]
     set: Vec<String>,
     /// The share of anomalies expected in the data, or auto: only where to cut, the ranking does not depend on it
@@ -91,12 +100,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let cut = cut(args, common, &pipeline, &scores)?;
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    let reference = pipeline.reference();
+    let p_value = |score| (reference.rows() > 0).then(|| reference.p_value(score));
     let mut lines: Vec<Line> = scores
         .iter()
         .enumerate()
         .map(|(index, &score)| {
             let decision = if score > cut { "anomaly" } else { "normal" };
-            Line { index, score, rank: 0, p_value: pipeline.p_value(score), decision, columns: Vec::new() }
+            Line { index, score, rank: 0, p_value: p_value(score), decision, columns: Vec::new() }
         })
         .collect();
     for (i, &row) in order.iter().enumerate() {
@@ -126,8 +137,15 @@ fn prepare(args: &Args, common: &Common) -> Result<(Pipeline, Dataset)> {
         return Ok((pipeline, data));
     }
     let usual = if args.reference.is_some() { NOVELTY } else { OUTLIERS };
-    let info = detectors::find(args.detector.as_deref().unwrap_or(usual))?;
-    let (settings, seed) = (settings(&args.set)?, common.seed.unwrap_or(0));
+    let (info, settings) = match &args.model {
+        Some(model) => {
+            let robust = args.reference.is_none().then(|| format!("train.trim={TRIM}"));
+            let set: Vec<String> = robust.into_iter().chain(args.set.iter().cloned()).collect();
+            detectors::model(model, &set)?
+        }
+        None => (detectors::find(args.detector.as_deref().unwrap_or(usual))?, settings(&args.set)?),
+    };
+    let seed = common.seed.unwrap_or(0);
     let (pipeline, data) = match &args.reference {
         Some(path) => {
             let reference = args.reading.open(path)?;
@@ -168,7 +186,7 @@ fn cut(args: &Args, common: &Common, pipeline: &Pipeline, scores: &[f64]) -> Res
     let mut sorted = scores.to_vec();
     sorted.sort_by(f64::total_cmp);
     let n = sorted.len();
-    let (name, rows) = (pipeline.info().name, pipeline.calibration_rows());
+    let (name, rows) = (pipeline.info().name, pipeline.reference().rows());
     if let Contamination::Share(share) = args.contamination {
         let called = (share * n as f64).round() as usize;
         say(common, format!("{name}: at most {called} of {n} rows are called anomalies"));
@@ -181,8 +199,8 @@ fn cut(args: &Args, common: &Common, pipeline: &Pipeline, scores: &[f64]) -> Res
         });
     }
     if rows > 0 {
-        let alpha = args.alpha.unwrap_or(ALPHA.max(pipeline.smallest_alpha()));
-        let cut = pipeline.threshold(alpha)?;
+        let alpha = args.alpha.unwrap_or(ALPHA.max(pipeline.reference().smallest_alpha()));
+        let cut = pipeline.reference().threshold(alpha)?;
         say(
             common,
             format!(

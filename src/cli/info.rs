@@ -7,6 +7,7 @@ use crate::models::file::{HeldOut, Meta};
 use crate::models::{MODELS, Model, config};
 use crate::report::bits_per_dim;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 #[derive(clap::Args)]
@@ -71,8 +72,22 @@ fn data_set(set: &Dataset) -> Value {
     let columns: Option<Vec<Value>> = schema.map(|s| s.columns.iter().enumerate().map(column).collect());
     json!({
         "data": set.name, "summary": set.describe(), "examples": set.len(), "shape": set.example_shape(),
-        "columns": columns,
+        "columns": columns, "templates": kinds_of_lines(set),
     })
+}
+
+/// The templates of a log with the number of steps of each, the most frequent first.
+fn kinds_of_lines(set: &Dataset) -> Option<Vec<Value>> {
+    set.cut.as_ref()?.templates.as_ref()?;
+    let mut found: BTreeMap<u8, (usize, String)> = BTreeMap::new();
+    for (at, &byte) in set.values.as_slice::<u8>().iter().enumerate() {
+        let text = || set.kind_of_line(at / set.dims(), at % set.dims());
+        found.entry(byte).or_insert_with(|| (0, text())).0 += 1;
+    }
+    let mut found: Vec<(usize, String)> = found.into_values().collect();
+    found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    let kinds = found.iter().map(|(steps, text)| json!({"steps": steps, "template": text}));
+    Some(kinds.collect())
 }
 
 fn columns(found: &Value) -> String {
@@ -82,6 +97,11 @@ fn columns(found: &Value) -> String {
         let row = |c: &Value| ["name", "kind", "missing", "range"].map(|key| word(&c[key])).to_vec();
         let head = ["column", "kind", "missing", "range"].map(str::to_string).to_vec();
         text += &output::columns(&std::iter::once(head).chain(columns.iter().map(row)).collect::<Vec<_>>());
+    }
+    if let Some(templates) = found["templates"].as_array() {
+        let row = |t: &Value| ["steps", "template"].map(|key| word(&t[key])).to_vec();
+        let head = ["steps", "template"].map(str::to_string).to_vec();
+        text += &output::columns(&std::iter::once(head).chain(templates.iter().map(row)).collect::<Vec<_>>());
     }
     text
 }

@@ -37,6 +37,9 @@ pub struct Reading {
     /// One example per line of a text, cut or filled up to the window
     #[arg(long)]
     lines: bool,
+    /// One example per session of a log: the lines that have the same word beginning so, e.g. blk_
+    #[arg(long, value_name = "BEGINNING")]
+    session: Option<String>,
     /// Read files as this format (`list sources`), whatever they look like
     #[arg(long, value_name = "NAME")]
     format: Option<String>,
@@ -55,7 +58,7 @@ impl Reading {
     }
 
     /// Reads `path` as this model expects it: a table in the columns that it was trained on, a sequence in windows of
-    /// its length.
+    /// its length, a log in its templates.
     pub fn open_for(&self, path: &Path, file: &ModelFile) -> Result<Dataset> {
         let input = file.model.input();
         let window = match *input.shape {
@@ -65,12 +68,25 @@ impl Reading {
         };
         let schema = file.meta.data.as_ref().and_then(|d| d.schema.clone());
         let window = self.window.or(window);
-        self.read(path, ReadOptions { schema: schema.map(Arc::new), window, ..self.options() })
+        let options = ReadOptions { schema: schema.map(Arc::new), window, ..self.options() };
+        match file.meta.data.as_ref().and_then(|d| d.cut.as_ref()) {
+            Some(cut) => self.read(path, options.cut_like(cut)),
+            None => self.read(path, options),
+        }
     }
 
     /// Reads `path`, a table in the columns of `schema`.
     pub fn open_like(&self, path: &Path, schema: Option<Arc<Schema>>) -> Result<Dataset> {
         self.read(path, ReadOptions { schema, ..self.options() })
+    }
+
+    /// Reads `path` as `other` was read: a table in its columns, a log in its templates.
+    pub fn open_beside(&self, path: &Path, other: &Dataset) -> Result<Dataset> {
+        let options = ReadOptions { schema: other.schema.clone(), ..self.options() };
+        match &other.cut {
+            Some(cut) => self.read(path, options.cut_like(cut)),
+            None => self.read(path, options),
+        }
     }
 
     /// Reads `path`; `file.npz[NAME]` is the array NAME in it, as messages call it.
@@ -93,6 +109,7 @@ impl Reading {
             window: self.window,
             stride: self.stride,
             lines: self.lines,
+            session: self.session.clone(),
             ..Default::default()
         }
     }

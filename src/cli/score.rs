@@ -270,7 +270,7 @@ fn explain(judges: &Judges, data: &Dataset, lines: &mut [Line], k: usize) -> Res
         })?
     };
     for (row, nats) in rows.into_iter().zip(found) {
-        let part = |i: usize| Part { place: place(data, i), nats: nats[i] };
+        let part = |i: usize| Part { place: place(data, row, i), nats: nats[i] };
         lines[row].explanation = Some(worst(&nats, k).into_iter().map(part).collect());
     }
     Ok(())

@@ -132,9 +132,10 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         .map(|step| {
             let allowed = (args.alpha * (past.len() + 1) as f64) as usize;
             let bound = if allowed == 0 { f64::INFINITY } else { past[past.len() - allowed] };
-            let at = past.partition_point(|p| *p < step.nats);
+            // An anomaly counts as the bound, so that it does not raise the one of the steps behind it.
+            let usual = step.nats.min(bound);
             if past.len() < PAST {
-                past.insert(at, step.nats);
+                past.insert(past.partition_point(|p| *p < usual), usual);
             }
             (step.nats - bound).max(0.0)
         })

@@ -63,7 +63,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
     let data = args.reading.open(&args.data)?;
     let validation =
-        args.validation.as_ref().map(|path| args.reading.open_like(path, data.schema.clone())).transpose()?;
+        args.validation.as_ref().map(|path| args.reading.open_beside(path, &data)).transpose()?;
     if args.resume.is_none() && !args.set.iter().any(|s| s.starts_with("shape=")) && recipe.adapt(&data) {
         let note =
             format!("{}: shape set to {:?}, that of {}", recipe.preset, data.example_shape(), data.name);

@@ -68,7 +68,7 @@ macro_rules! scalar {
         }
     )*};
 }
-scalar!(f32, i32, u32, i64, u64);
+scalar!(f32, f64, i32, u32, i64, u64);
 
 /// A tensor or output as plain words of this many bytes, for kernels that move without looking.
 pub(crate) struct Words<'a>(pub(crate) &'a dyn Arg, pub(crate) usize);

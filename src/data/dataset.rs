@@ -1,9 +1,10 @@
 //! Examples in memory.
 
-use super::Schema;
+use super::{Schema, Templates};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -20,12 +21,32 @@ pub struct Dataset {
     pub schema: Option<Arc<Schema>>,
     /// (N,) when each example began, for windows of a series with times.
     pub times: Option<Vec<String>>,
+    /// How the examples were cut from a text or a log.
+    pub cut: Option<Arc<Cut>>,
+    /// (N,) for logs: the number of the line, from 1, behind each step.
+    pub lines: Option<Vec<Vec<u32>>>,
+}
+
+/// How sequences were cut from a text or a log, so that other files can be cut alike.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The registry's name of the source.
+    pub source: String,
+    /// One example per line of a text.
+    #[serde(default)]
+    pub lines: bool,
+    /// How the words begin that tell the sessions of a log.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// The kinds of lines of a log.
+    #[serde(default)]
+    pub templates: Option<Templates>,
 }
 
 impl Dataset {
     /// Examples without labels or schema.
     pub fn new(name: impl Into<String>, values: Tensor) -> Self {
-        Self { name: name.into(), values, labels: None, schema: None, times: None }
+        Self { name: name.into(), values, labels: None, schema: None, times: None, cut: None, lines: None }
     }
 
     /// With class labels.
@@ -68,8 +89,9 @@ impl Dataset {
         }
         let labels = self.labels.as_ref().map(|labels| indices.iter().map(|&i| labels[i]).collect());
         let times = self.times.as_ref().map(|times| indices.iter().map(|&i| times[i].clone()).collect());
-        let values = self.shaped(&picked, indices.len());
-        Self { name: self.name.clone(), values, labels, schema: self.schema.clone(), times }
+        let lines = self.lines.as_ref().map(|lines| indices.iter().map(|&i| lines[i].clone()).collect());
+        let (values, schema) = (self.shaped(&picked, indices.len()), self.schema.clone());
+        Self { name: self.name.clone(), values, labels, schema, times, cut: self.cut.clone(), lines }
     }
 
     /// The first `n` examples (all, when there are fewer).
@@ -81,6 +103,21 @@ impl Dataset {
             times: self.times.as_ref().map(|times| times[..n].to_vec()),
             name: self.name.clone(),
             schema: self.schema.clone(),
+            cut: self.cut.clone(),
+            lines: self.lines.as_ref().map(|lines| lines[..n].to_vec()),
+        }
+    }
+
+    /// What kind of line stands behind step `i` of example `row` of a log, in words.
+    ///
+    /// # Panics
+    /// When the data is no log.
+    #[track_caller]
+    pub fn kind_of_line(&self, row: usize, i: usize) -> String {
+        let byte = self.values.as_slice::<u8>()[row * self.dims() + i];
+        match self.cut.as_ref().and_then(|cut| cut.templates.as_ref()) {
+            Some(templates) => super::log::step(templates, byte),
+            None => format!("event {byte}"),
         }
     }
 

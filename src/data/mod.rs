@@ -16,23 +16,26 @@ mod folder;
 mod idx;
 mod infer;
 mod input;
+mod log;
 mod npy;
 mod npz;
 pub mod planes;
 pub mod prepare;
 mod schema;
 mod series;
+mod templates;
 mod text;
 mod wav;
 mod write;
 
 pub use cells::date;
 pub use csv::RowReader;
-pub use dataset::Dataset;
+pub use dataset::{Cut, Dataset};
 pub use demo::{Demo, demo, demo_folder};
 pub use infer::Wish;
 pub use prepare::{Prepare, Transform, mutate};
 pub use schema::{Column, ColumnKind, Schema, UNSEEN};
+pub use templates::Templates;
 pub use write::{encode_png, grid, png, write_csv, write_npy, write_png};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -62,6 +65,10 @@ pub struct ReadOptions {
     pub stride: Option<usize>,
     /// One example per line of a text.
     pub lines: bool,
+    /// One example per session of a log: the lines with the same word that begins so.
+    pub session: Option<String>,
+    /// Hold the lines of a log against these templates; without, they are mined.
+    pub templates: Option<Arc<Templates>>,
     /// Refuse to hold more than so many bytes of one array in memory.
     pub max_bytes: u64,
 }
@@ -79,6 +86,8 @@ impl Default for ReadOptions {
             window: None,
             stride: None,
             lines: false,
+            session: None,
+            templates: None,
             max_bytes: 8 << 30,
         }
     }
@@ -136,8 +145,18 @@ pub struct SourceInfo {
 }
 
 /// All sources.
-pub static SOURCES: &[&SourceInfo] =
-    &[&idx::IDX, &npy::NPY, &npz::NPZ, &folder::FOLDER, &csv::CSV, &series::SERIES, &text::TEXT, &wav::WAV];
+pub static SOURCES: &[&SourceInfo] = &[
+    &idx::IDX,
+    &npy::NPY,
+    &npz::NPZ,
+    &folder::FOLDER,
+    &csv::CSV,
+    &series::SERIES,
+    &text::TEXT,
+    &log::LOG,
+    &log::EVENTS,
+    &wav::WAV,
+];
 
 /// Reads `path` with the source that recognises its content, or else the ending of its name.
 ///
@@ -176,6 +195,19 @@ pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Dataset> {
         return Err(data(path, message));
     }
     (source.read)(path, options)
+}
+
+impl ReadOptions {
+    /// As the data was cut that a model was trained on, where nothing else is asked for.
+    pub fn cut_like(self, cut: &Cut) -> Self {
+        Self {
+            format: self.format.or_else(|| Some(cut.source.clone())),
+            lines: self.lines || cut.lines,
+            session: self.session.or_else(|| cut.session.clone()),
+            templates: cut.templates.clone().map(Arc::new),
+            ..self
+        }
+    }
 }
 
 /// Whether the ending of the name of the file `path` is that of a source.

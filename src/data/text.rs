@@ -5,17 +5,18 @@
 //! after as many bytes as a window has, or filled up with zero bytes, so that a model learns where lines end.
 
 use super::input::Input;
-use super::{Dataset, Probe, ReadOptions, SourceInfo, data};
+use super::{Cut, Dataset, Probe, ReadOptions, SourceInfo, data};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The registry line.
 pub(super) static TEXT: SourceInfo = SourceInfo {
     name: "text",
     family: "sequences",
     summary: "text or any stream of bytes, cut into windows with a stride, or line by line",
-    extensions: &[".txt", ".text", ".log", ".md", ".fasta", ".fa"],
+    extensions: &[".txt", ".text", ".md", ".fasta", ".fa"],
     has_keys: false,
     has_labels: false,
     probe: |_: &Probe| false,
@@ -54,5 +55,6 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
     }
     let name = super::plain_name(path);
     let name = TEXT.extensions.iter().find_map(|e| name.strip_suffix(e)).unwrap_or(&name).to_string();
-    Ok(Dataset::new(name, Tensor::from_slice(&values, [n, window])))
+    let cut = Cut { source: TEXT.name.into(), lines: options.lines, ..Default::default() };
+    Ok(Dataset { cut: Some(Arc::new(cut)), ..Dataset::new(name, Tensor::from_slice(&values, [n, window])) })
 }

@@ -18,6 +18,9 @@ pub enum Scaling {
     Raw,
     /// As they are; a negative number is an error, a missing cell counts 0.
     Counts,
+    /// Numbers as [`Self::Standard`]; a categorical cell is the index of its level, a missing one or one that the
+    /// reference does not have the index behind the last.
+    Levels,
 }
 
 /// What the reference says about each column.
@@ -96,7 +99,7 @@ impl Columns {
                 return Err(Error::new(ErrorKind::Data, message));
             }
         }
-        Ok(Table::from_rows(data.len(), self.width(), |i, out| {
+        let table = Table::from_rows(data.len(), self.width(), |i, out| {
             let row = &values[i * d..][..d];
             let mut at = 0;
             for (cells, (source, levels)) in self.columns.iter().zip(&sources) {
@@ -118,8 +121,8 @@ impl Columns {
                                     x
                                 }
                             }
-                            Scaling::Standard if x.is_nan() || *std == 0.0 => 0.0,
-                            Scaling::Standard => ((x - mean) / std).clamp(-CLIP, CLIP),
+                            _ if x.is_nan() || *std == 0.0 => 0.0,
+                            Scaling::Standard | Scaling::Levels => ((x - mean) / std).clamp(-CLIP, CLIP),
                         };
                         at += 1;
                     }
@@ -129,19 +132,26 @@ impl Columns {
                             Some(levels) => level.and_then(|l| levels.get(l).copied().flatten()),
                             None => level,
                         };
-                        if let Some(l) = level.filter(|l| *l < shares.len()) {
+                        let level = level.filter(|l| *l < shares.len());
+                        if self.scaling == Scaling::Levels {
+                            out[at] = level.unwrap_or(shares.len()) as f64;
+                        } else if let Some(l) = level {
                             out[at + l] = std::f64::consts::FRAC_1_SQRT_2;
                         }
-                        at += shares.len();
+                        at += cells.width(self.scaling);
                     }
                 }
             }
-        }))
+        });
+        Ok(match self.scaling {
+            Scaling::Levels => table.with_levels(self.columns.iter().map(Cells::levels).collect()),
+            _ => table,
+        })
     }
 
     /// Number of columns of the table that [`Self::apply`] makes.
     pub fn width(&self) -> usize {
-        self.columns.iter().map(Cells::width).sum::<usize>()
+        self.columns.iter().map(|c| c.width(self.scaling)).sum::<usize>()
     }
 
     /// Number of columns of the data.
@@ -166,11 +176,17 @@ impl Columns {
 
     /// Makes column `j` of the data, in a row of the table, what it is in the mean row of the reference.
     pub(super) fn neutral(&self, j: usize, row: &mut [f64]) {
-        let start = self.columns[..j].iter().map(Cells::width).sum();
-        let place = &mut row[start..][..self.columns[j].width()];
+        let start = self.columns[..j].iter().map(|c| c.width(self.scaling)).sum();
+        let place = &mut row[start..][..self.columns[j].width(self.scaling)];
         match &self.columns[j] {
-            Cells::Number { .. } if self.scaling == Scaling::Standard => place.fill(0.0),
+            Cells::Number { .. } if matches!(self.scaling, Scaling::Standard | Scaling::Levels) => {
+                place.fill(0.0)
+            }
             Cells::Number { mean, .. } => place.fill(*mean),
+            Cells::Level { shares } if self.scaling == Scaling::Levels => {
+                let most = (0..shares.len()).max_by(|&a, &b| shares[a].total_cmp(&shares[b]));
+                place[0] = most.unwrap_or(0) as f64;
+            }
             Cells::Level { shares } => {
                 let scaled = shares.iter().map(|s| s * std::f64::consts::FRAC_1_SQRT_2);
                 place.iter_mut().zip(scaled).for_each(|(x, s)| *x = s);
@@ -223,10 +239,18 @@ impl Columns {
 }
 
 impl Cells {
-    fn width(&self) -> usize {
+    fn width(&self, scaling: Scaling) -> usize {
         match self {
-            Self::Number { .. } => 1,
-            Self::Level { shares } => shares.len(),
+            Self::Level { shares } if scaling != Scaling::Levels => shares.len(),
+            _ => 1,
+        }
+    }
+
+    /// Indices that a cell may hold under [`Scaling::Levels`]; 0 for numbers.
+    fn levels(&self) -> usize {
+        match self {
+            Self::Number { .. } => 0,
+            Self::Level { shares } => shares.len() + 1,
         }
     }
 }

@@ -6,8 +6,8 @@
 //! score(x) = squared Mahalanobis distance by these               c(α) = α / P(χ²_{D+2} ≤ χ²_D quantile of α)
 //! ```
 //! A concentration step takes the h rows nearest by the present distance; it never raises the determinant. Up to 500 rows: 30
-//! random starts, two steps each, the best 10 to convergence. Above: subsets of about 300 rows, 500 starts in all, the
-//! best 10 of each carried to 1500 rows and the best 10 of those to all (Croux & Haesbroeck 1999 for c). Of one column
+//! random starts, two steps each, the best 10 to convergence. Above: subsets of about 300 rows, or 5 per column if that is
+//! more (half of 300 rows has no determinant in wide tables), 500 starts in all, fewer above 60 columns, the best 10 of each carried to 1500 rows and the best 10 of those to all (Croux & Haesbroeck 1999 for c). Of one column
 //! the exact half is taken. If all rows lie in a subspace the search takes place there; if there are too few rows for a
 //! half to have a determinant (n ≤ 2D), all rows are the half. Where the h rows lie in a subspace the search ends, and
 //! distances across it are not counted; a reference of one row scores 0.
@@ -33,12 +33,14 @@ pub(super) static MCD: DetectorInfo = DetectorInfo {
 
 /// Rows that are searched as one.
 const SMALL: usize = 500;
-/// Rows of a subset.
+/// Rows of a subset: this, or so many per column.
 const SUBSET: usize = 300;
+const SUBSET_PER_COLUMN: usize = 5;
 /// Rows of the stage between subsets and all.
 const MERGED: usize = 1500;
-/// Random starts, over all subsets.
+/// Random starts, over all subsets, and the columns above which there are fewer.
 const STARTS: usize = 500;
+const WIDE: usize = 60;
 /// Solutions carried to the next stage.
 const BEST: usize = 10;
 /// Steps to convergence.
@@ -121,13 +123,15 @@ fn search(x: &Table, h: usize, rng: &Philox) -> Whitening {
         return first(best(refine(x, h, starts, STEPS), 1));
     }
     let share = |rows: usize| (rows as f64 * h as f64 / n as f64).ceil() as usize;
-    let subsets = n / SUBSET;
+    let d = x.columns();
+    let subsets = (n / SUBSET.max(SUBSET_PER_COLUMN * d)).max(1);
+    let starts = STARTS * WIDE / d.max(WIDE);
     let rows = n / subsets;
     let order = rng.clone().permutation(n);
     let mut found: Vec<Vec<Whitening>> = vec![Vec::new(); subsets];
     par::chunks_mut(&mut found, 1, |s, found| {
         let subset = x.select(&order[s * rows..(s + 1) * rows]);
-        let trials = (STARTS / subsets).max(10);
+        let trials = (starts / subsets).max(10);
         found[0] = random_starts(&subset, share(rows), trials, &rng.fork(s as u64));
     });
     let found: Vec<Whitening> = found.into_iter().flatten().collect();

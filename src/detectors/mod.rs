@@ -18,7 +18,9 @@ mod columns;
 mod copod;
 mod ecod;
 mod eif;
+mod gmm;
 mod hbos;
+mod hmm;
 mod iforest;
 mod kde;
 mod kde_approx;
@@ -26,11 +28,13 @@ mod kmeans;
 mod knn;
 mod knn_indegree;
 mod lda;
+mod likelihood;
 mod linalg;
 mod lof;
 mod mad;
 mod mahalanobis;
 mod mcd;
+mod model;
 mod neighbours;
 mod pca;
 mod pipeline;
@@ -40,6 +44,7 @@ mod tails;
 mod three_sigma;
 
 pub use columns::{Columns, Scaling};
+pub use model::model;
 pub use neighbours::{Index, Neighbours};
 pub use pipeline::Pipeline;
 pub use table::Table;
@@ -109,18 +114,20 @@ pub static DETECTORS: &[&DetectorInfo] = &[
     &mahalanobis::MAHALANOBIS,
     &mcd::MCD,
     &pca::PCA,
+    &gmm::GMM,
+    &hmm::HMM,
     &hbos::HBOS,
     &ecod::ECOD,
     &copod::COPOD,
     &lda::LDA,
 ];
 
-/// The registry's line of this name.
+/// The registry's line of this name, or the one of a likelihood model that [`model()`] gives.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] that suggests the nearest name.
 pub fn find(name: &str) -> Result<&'static DetectorInfo> {
-    DETECTORS.iter().find(|d| d.name == name).copied().ok_or_else(|| {
+    DETECTORS.iter().chain(&model::ALL).find(|d| d.name == name).copied().ok_or_else(|| {
         let hint = nearest(name, DETECTORS.iter().map(|d| d.name));
         Error::new(ErrorKind::Usage, format!("there is no detector \"{name}\"; {hint}"))
     })

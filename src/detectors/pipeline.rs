@@ -4,6 +4,7 @@
 //! of its own (f64, so nothing is lost), with `{"tensor": NAME}` where it stood.
 
 use super::{Columns, Detector, DetectorInfo, Table};
+use crate::calibrate::Reference;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::container::{self, Container};
@@ -29,8 +30,7 @@ pub struct Pipeline {
     detector: Box<dyn Detector>,
     /// Name of the data it was fitted on.
     reference: String,
-    /// Ascending; empty without calibration.
-    scores: Vec<f64>,
+    scores: Reference,
 }
 
 /// What a file says.
@@ -41,7 +41,7 @@ struct Meta {
     columns: Columns,
     state: Value,
     reference: String,
-    scores: Vec<f64>,
+    scores: Reference,
 }
 
 impl Pipeline {
@@ -59,11 +59,11 @@ impl Pipeline {
         let columns = Columns::fit(reference, info.scaling)?;
         let table = columns.apply(reference)?;
         detector.fit(&table, &Philox::new(seed)).map_err(|e| e.at(&reference.name))?;
-        Ok(Self { info, columns, detector, reference: reference.name.clone(), scores: Vec::new() })
+        Ok(Self { info, columns, detector, reference: reference.name.clone(), scores: Reference::default() })
     }
 
     /// Sets a fifth of `reference` aside (at most 10,000 rows, drawn by `seed`), fits on the rest, and keeps the scores
-    /// of what was set aside for [`Self::p_value`].
+    /// of what was set aside for p-values.
     ///
     /// # Errors
     /// Those of [`Self::fit`]; fewer than two rows.
@@ -76,8 +76,7 @@ impl Pipeline {
         let fraction = ASIDE.min(MOST_ASIDE as f64 / reference.len().max(1) as f64);
         let (rest, aside) = reference.split(fraction, seed)?;
         let mut pipeline = Self::fit(info, settings, &rest, seed)?;
-        pipeline.scores = pipeline.score(&aside)?;
-        pipeline.scores.sort_by(f64::total_cmp);
+        pipeline.scores = Reference::new(pipeline.score(&aside)?)?;
         Ok(pipeline)
     }
 
@@ -91,9 +90,9 @@ impl Pipeline {
         &self.columns
     }
 
-    /// Number of reference scores behind [`Self::p_value`].
-    pub fn calibration_rows(&self) -> usize {
-        self.scores.len()
+    /// The scores of reference rows that it was not fitted on; none without calibration.
+    pub fn reference(&self) -> &Reference {
+        &self.scores
     }
 
     /// One finite score per row: higher = more anomalous.
@@ -103,37 +102,6 @@ impl Pipeline {
     pub fn score(&self, data: &Dataset) -> Result<Vec<f64>> {
         let table = self.columns.apply(data)?;
         self.detector.score(&table).map_err(|e| e.at(&data.name))
-    }
-
-    /// The split-conformal p-value of a score, (1 + #{reference scores ≥ score})/(n + 1), as in [`crate::calibrate`];
-    /// `None` without calibration.
-    pub fn p_value(&self, score: f64) -> Option<f64> {
-        let n = self.scores.len();
-        let at_least = n - self.scores.partition_point(|r| *r < score);
-        (n > 0).then(|| (1 + at_least) as f64 / (n + 1) as f64)
-    }
-
-    /// The smallest false-alarm rate that the calibration rows can promise, 1/(n + 1).
-    pub fn smallest_alpha(&self) -> f64 {
-        1.0 / (self.scores.len() + 1) as f64
-    }
-
-    /// t such that `score > t` ⟺ `p_value(score) <= alpha`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Usage`] when `alpha` is not in (0, 1), or below [`Self::smallest_alpha`].
-    pub fn threshold(&self, alpha: f64) -> Result<f64> {
-        let (n, smallest) = (self.scores.len(), self.smallest_alpha());
-        if !(alpha > 0.0 && alpha < 1.0) || alpha < smallest || n == 0 {
-            let message = format!(
-                "alpha = {alpha}: {n} calibration rows can promise a false-alarm rate in [{smallest:.2e}, 1)"
-            );
-            return Err(Error::new(ErrorKind::Usage, message));
-        }
-        // The k-th largest, k the largest count whose p-value is at most alpha in the arithmetic of `p_value`.
-        let fits = |k: &usize| *k as f64 / (n + 1) as f64 <= alpha;
-        let k = (1..=n).rev().find(fits).unwrap_or(1);
-        Ok(self.scores[n - k])
     }
 
     /// What the score of one row would lose if a cell were that of the mean reference row, for every column of the data:
@@ -193,8 +161,8 @@ impl Pipeline {
         let info = super::find(&meta.detector).map_err(|e| about(e.to_string()))?;
         let mut detector = (info.build)(&Value::Null)?;
         detector.restore(&meta.state).map_err(|e| about(e.to_string()))?;
-        if meta.columns.is_damaged() || !meta.scores.is_sorted() {
-            return Err(about("its columns or reference scores contradict themselves".into()));
+        if meta.columns.is_damaged() {
+            return Err(about("its columns contradict themselves".into()));
         }
         let zero = Table::new(meta.columns.width().max(1), vec![0.0; meta.columns.width().max(1)])?;
         detector.score(&zero).map_err(|e| about(e.to_string()))?;

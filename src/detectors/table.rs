@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct Table {
     columns: usize,
     values: Vec<f64>,
+    /// One per column whose cells are indices of levels, or empty.
+    #[serde(skip)]
+    levels: Vec<usize>,
 }
 
 /// A table as a file has it.
@@ -43,7 +46,7 @@ impl Table {
             let message = format!("row {row}, column {column}: {}; expected finite numbers", values[i]);
             return Err(Error::new(ErrorKind::NonFinite, message));
         }
-        Ok(Self { columns, values })
+        Ok(Self { columns, values, levels: Vec::new() })
     }
 
     /// `rows` rows that `fill` writes, row number first; the rows are made in parallel.
@@ -62,7 +65,17 @@ impl Table {
         par::chunks_mut(&mut values, per * columns, |chunk, out| {
             out.chunks_exact_mut(columns).enumerate().for_each(|(i, row)| fill(chunk * per + i, row));
         });
-        Self { columns, values }
+        Self { columns, values, levels: Vec::new() }
+    }
+
+    /// The same with the number of levels of each column, 0 for numbers.
+    pub(super) fn with_levels(self, levels: Vec<usize>) -> Self {
+        Self { levels, ..self }
+    }
+
+    /// For each column the number of values that its cells are indices of, 0 for numbers; empty if all are numbers.
+    pub fn levels(&self) -> &[usize] {
+        &self.levels
     }
 
     /// N.
@@ -106,7 +119,7 @@ impl Table {
     #[track_caller]
     pub fn select(&self, indices: &[usize]) -> Self {
         let values = indices.iter().flat_map(|&i| self.row(i)).copied().collect();
-        Self { columns: self.columns, values }
+        Self { columns: self.columns, values, levels: self.levels.clone() }
     }
 
     /// One number per row, in parallel; `cost` is the rough number of operations per row.

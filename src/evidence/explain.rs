@@ -95,8 +95,16 @@ pub fn per_cell(model: &dyn Model, data: &Dataset, column_values: &Dataset) -> R
     Ok(out)
 }
 
-/// The name of position `i`: a column's name, or its coordinates.
-pub fn place(data: &Dataset, i: usize) -> String {
+/// The name of position `i` of example `row`: a column's name, the line of a log and what kind of line it is, or
+/// coordinates.
+pub fn place(data: &Dataset, row: usize, i: usize) -> String {
+    if let Some(lines) = data.lines.as_ref().map(|lines| &lines[row]) {
+        let kind = data.kind_of_line(row, i);
+        return match lines.get(i) {
+            Some(line) => format!("line {line}: {kind}"),
+            None => format!("after line {}: {kind}", lines.last().unwrap_or(&0)),
+        };
+    }
     if let Some(column) =
         data.schema.as_ref().filter(|_| data.values.rank() == 2).and_then(|s| s.columns.get(i))
     {
@@ -126,11 +134,11 @@ mod tests {
     #[test]
     fn places_have_names() {
         let data = Dataset::new("x", Tensor::from_fn([2, 3, 4, 1], |i| i as u8));
-        assert_eq!((positions(&data), place(&data, 7).as_str()), (&[3, 4][..], "1:3"));
+        assert_eq!((positions(&data), place(&data, 0, 7).as_str()), (&[3, 4][..], "1:3"));
         let table = Dataset::new("t", Tensor::from_fn([2, 5], |i| i as f32));
-        assert_eq!(place(&table, 4), "4");
+        assert_eq!(place(&table, 0, 4), "4");
         let named = Dataset { schema: Some(std::sync::Arc::new(crate::data::Schema::numeric(5))), ..table };
-        assert_eq!(place(&named, 4), "x4");
+        assert_eq!(place(&named, 0, 4), "x4");
         assert_eq!(worst(&[0.1, 3.0, 3.0, -1.0], 3), [1, 2, 0]);
     }
 }

@@ -122,12 +122,11 @@ impl Evidence {
     #[track_caller]
     pub fn rows(&self, rows: Range<usize>) -> Self {
         let of = |all: &Vec<f64>| all[rows.clone()].to_vec();
-        let labels = self.data.labels.as_ref().map(|l| l[rows.clone()].to_vec());
         let slice = |(c, l): (&Compressor, &Arc<Vec<f64>>)| (*c, Arc::new(of(l)));
         let lengths = self.lengths.lock().unwrap_or_else(|e| e.into_inner()).iter().map(slice).collect();
         Self {
             lengths: Arc::new(Mutex::new(lengths)),
-            data: Dataset { values: self.data.rows(rows.clone()), labels, ..self.data.clone() },
+            data: self.data.select(&rows.clone().collect::<Vec<_>>()),
             nats: of(&self.nats),
             kind: self.kind,
             background: self.background.as_ref().map(of),

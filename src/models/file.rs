@@ -6,7 +6,7 @@
 use super::container::{self, Container};
 use super::{Input, Kind, MODELS, Model, Registry, config};
 use crate::calibrate::Calibration;
-use crate::data::{Dataset, Schema};
+use crate::data::{Cut, Dataset, Schema};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor, with_plain};
@@ -59,6 +59,9 @@ pub struct DataStats {
     /// What the columns of a table are; further files are held against it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<Schema>,
+    /// How a text or a log was cut; further files are cut alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
 }
 
 /// What held-out data looks like, so that a score has a p-value without further data.
@@ -95,6 +98,7 @@ impl DataStats {
             std: (squares / n - mean * mean).max(0.0).sqrt(),
             fingerprint: fingerprint(&data.values),
             schema: data.schema.as_deref().cloned(),
+            cut: data.cut.as_deref().cloned(),
         }
     }
 }

@@ -123,10 +123,14 @@ impl Input {
                 let at = bytes.iter().position(|&b| b as usize >= levels)?;
                 (at, format!("{}; the model knows the values 0..{levels}", bytes[at]))
             }
-            dtype if dtype.is_float() && !self.missing => {
-                let at =
-                    with_float!(dtype, T => values.as_slice::<T>().iter().position(|x| x.to_f64().is_nan()))?;
-                (at, "missing; the model does not take missing values".into())
+            dtype if dtype.is_float() => {
+                let refused = |x: f64| x.is_infinite() || (x.is_nan() && !self.missing);
+                let (at, cell) = with_float!(dtype, T => {
+                    let cells = values.as_slice::<T>().iter().map(|x| x.to_f64());
+                    cells.enumerate().find(|(_, x)| refused(*x))
+                })?;
+                let missing = "missing; the model does not take missing values".into();
+                (at, if cell.is_nan() { missing } else { format!("{cell}; expected a finite number") })
             }
             _ => return None,
         };

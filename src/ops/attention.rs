@@ -17,6 +17,7 @@ use super::{Case, OpInfo, binary, cast::cast, normal, shape, softmax, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Epilogue, Mat, gemm};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
 use crate::tensor::{DType, Float, NewTensor, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -26,6 +27,15 @@ pub const OP: OpInfo = OpInfo {
     summary: "causal multi-head self-attention, forward and backward without the square of scores",
     cases,
 };
+
+const FORWARD: Kernels =
+    Kernels::new("attention", ["attention_forward_f32", "attention_forward_bf16", "attention_forward_f16"]);
+const DELTAS: Kernels =
+    Kernels::new("attention", ["attention_deltas_f32", "attention_deltas_bf16", "attention_deltas_f16"]);
+const QUERIES: Kernels =
+    Kernels::new("attention", ["attention_queries_f32", "attention_queries_bf16", "attention_queries_f16"]);
+const KEYS: Kernels =
+    Kernels::new("attention", ["attention_keys_f32", "attention_keys_bf16", "attention_keys_f16"]);
 
 /// Queries per block of scores: whole tiles of the matrix product.
 const BLOCK: usize = 48;
@@ -75,8 +85,11 @@ impl Dims {
 #[track_caller]
 pub fn causal_attention(qkv: &Tensor, heads: usize) -> Tensor {
     let dims = Dims::of(qkv, heads);
-    if super::by_composite(qkv) {
+    if autograd::in_higher_order() {
         return composite(qkv, heads);
+    }
+    if let Some(gpu) = qkv.gpu() {
+        return launch(gpu, qkv, dims);
     }
     if let DType::BF16 | DType::F16 = qkv.dtype() {
         return cast(&causal_attention(&cast(qkv, DType::F32), heads), qkv.dtype());
@@ -89,6 +102,48 @@ pub fn causal_attention(qkv: &Tensor, heads: usize) -> Tensor {
         });
         y
     })
+}
+
+/// As `Sizes` in kernels/attention.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Sizes {
+    time: i32,
+    heads: i32,
+    each: i32,
+    scale: f32,
+}
+
+/// On a device, with its gradient.
+fn launch(gpu: Gpu, qkv: &Tensor, dims: Dims) -> Tensor {
+    let Dims { batch, time, heads, each } = dims;
+    let (dtype, width) = (qkv.dtype(), heads * each);
+    let (y, levels) =
+        (gpu.empty([batch, time, width], dtype), gpu.empty([batch, heads, time, 2], DType::F32));
+    // Blocks of 64 positions, heads, parts of 64 of their numbers.
+    let [x, z] = [time.div_ceil(64), each.div_ceil(64)];
+    assert!(
+        batch * heads <= 65_535 && z <= 65_535,
+        "causal_attention: {batch} sequences of {heads} heads of {each} numbers are too many for a grid"
+    );
+    let grid = Grid { blocks: [x, batch * heads, z].map(|n| n as u32), threads: [128, 1, 1], shared: 0 };
+    let [t, h, e] = [time, heads, each].map(|n| n as i32);
+    let sizes = Struct(Sizes { time: t, heads: h, each: e, scale: dims.scale() as f32 });
+    gpu.launch(FORWARD.of(dtype), grid, &[&y, &levels, qkv, &sizes]);
+    let (saved, levels) = (qkv.detach(), levels.finish());
+    let recipe = Recipe::fused("causal_attention").keeping_outputs();
+    let [y] = record(recipe, &[qkv], [y.finish()], move |b| {
+        let (g, delta) = (b.grad(0), gpu.empty([batch, heads, time], DType::F32));
+        let rows = batch * time * heads;
+        let warps = Grid::new(rows.div_ceil(4), 128);
+        gpu.launch(DELTAS.of(dtype), warps, &[&delta, &g, b.output(0), &(rows as i64), &sizes]);
+        let (dqkv, delta) = (gpu.empty(saved.shape(), dtype), delta.finish());
+        let args: &[&dyn cuda::Arg] = &[&dqkv, &saved, &g, &levels, &delta, &sizes];
+        gpu.launch(QUERIES.of(dtype), grid, args);
+        gpu.launch(KEYS.of(dtype), grid, args);
+        vec![Some(dqkv.finish())]
+    });
+    y
 }
 
 /// (start, end) of each block of queries.

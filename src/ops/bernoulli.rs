@@ -8,8 +8,9 @@
 //! g (x − σ(l)), is another.
 
 use super::{Case, OpInfo, binary, cast, normal, shape, unary};
-use crate::autograd::{Recipe, record};
+use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels};
 use crate::tensor::{Float, NewTensor, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -19,6 +20,15 @@ pub const OP: OpInfo = OpInfo {
     summary: "log-likelihood of independent Bernoulli values given logits, several rows of logits per observation",
     cases,
 };
+
+const FORWARD: Kernels =
+    Kernels::new("bernoulli", ["bernoulli_forward_f32", "bernoulli_forward_bf16", "bernoulli_forward_f16"]);
+const BACKWARD: Kernels = Kernels::new(
+    "bernoulli",
+    ["bernoulli_backward_f32", "bernoulli_backward_bf16", "bernoulli_backward_f16"],
+);
+const VALUES: Kernels =
+    Kernels::new("bernoulli", ["bernoulli_values_f32", "bernoulli_values_bf16", "bernoulli_values_f16"]);
 
 const LANES: usize = 16;
 /// Factors of at most 2 whose product stays finite in f32.
@@ -46,8 +56,11 @@ pub fn bernoulli_logp(logits: &Tensor, x: &Tensor) -> Tensor {
     if rest != x_rest || logits.dtype() != x.dtype() || b == 0 || rows % b != 0 {
         fail()
     }
-    if super::by_composite(logits) {
+    if autograd::in_higher_order() {
         return composite(logits, x);
+    }
+    if let Some(gpu) = cuda::on("bernoulli_logp", &[logits, x]) {
+        return launch(gpu, logits, x);
     }
     if let Some([l, v]) = cast::widened([logits, x]) {
         return cast::cast(&bernoulli_logp(&l, &v), logits.dtype());
@@ -91,6 +104,30 @@ pub fn bernoulli_logp(logits: &Tensor, x: &Tensor) -> Tensor {
         let dx = back.needs(1).then(|| {
             let weighted = &l.detach().reshape([b, samples, d]) * &g.reshape([b, samples, 1]);
             weighted.sum(&[1]).reshape(v.shape())
+        });
+        vec![dl, dx]
+    });
+    y
+}
+
+/// On a device, with its gradients.
+fn launch(gpu: Gpu, logits: &Tensor, x: &Tensor) -> Tensor {
+    let (rows, b, dtype) = (logits.shape()[0], x.shape()[0], x.dtype());
+    let (nats, d, samples) = (gpu.empty([rows], dtype), (x.len() / b) as i64, (rows / b) as i32);
+    gpu.launch(FORWARD.of(dtype), Grid::new(rows, 256), &[&nats, logits, x, &d, &samples]);
+    let (l, v) = (logits.detach(), x.detach());
+    let [y] = record(Recipe::fused("bernoulli_logp"), &[logits, x], [nats.finish()], move |back| {
+        let g = back.grad(0);
+        let dl = back.needs(0).then(|| {
+            let (dl, n) = (gpu.empty(l.shape(), dtype), l.len());
+            let args: &[&dyn cuda::Arg] = &[&dl, &g, &l, &v, &(n as i64), &d, &samples];
+            gpu.launch(BACKWARD.of(dtype), Grid::flat(n), args);
+            dl.finish()
+        });
+        let dx = back.needs(1).then(|| {
+            let (dx, n) = (gpu.empty(v.shape(), dtype), v.len());
+            gpu.launch(VALUES.of(dtype), Grid::flat(n), &[&dx, &g, &l, &(n as i64), &d, &samples]);
+            dx.finish()
         });
         vec![dl, dx]
     });

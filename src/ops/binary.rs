@@ -38,6 +38,7 @@ pub(crate) enum Function {
     sigmoid_grad,
     tanh_grad,
     silu_grad,
+    gelu_grad,
 }
 
 /// As `Broadcast` in `kernels/binary.cu`.

@@ -11,6 +11,7 @@
 use super::{Case, OpInfo, binary, cast::cast, normal, shape, softmax, softmax::Level, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels};
 use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -20,6 +21,15 @@ pub const OP: OpInfo = OpInfo {
     summary: "log-density under mixtures of normal distributions (mixture density networks)",
     cases,
 };
+
+const FORWARD: Kernels = Kernels::new(
+    "gaussian_mixture",
+    ["gaussian_mixture_forward_f32", "gaussian_mixture_forward_bf16", "gaussian_mixture_forward_f16"],
+);
+const BACKWARD: Kernels = Kernels::new(
+    "gaussian_mixture",
+    ["gaussian_mixture_backward_f32", "gaussian_mixture_backward_bf16", "gaussian_mixture_backward_f16"],
+);
 
 /// Numbers per parallel chunk.
 const CHUNK: usize = 512;
@@ -46,8 +56,11 @@ fn components(x: &Tensor, params: &Tensor) -> usize {
 #[track_caller]
 pub fn gaussian_mixture(x: &Tensor, params: &Tensor, lowest: f64) -> Tensor {
     let k = components(x, params);
-    if super::by_composite(x) {
+    if autograd::in_higher_order() {
         return composite(x, params, lowest);
+    }
+    if let Some(gpu) = cuda::on("gaussian_mixture", &[x, params]) {
+        return launch(gpu, x, params, k, lowest as f32);
     }
     if let DType::BF16 | DType::F16 = x.dtype() {
         return cast(&gaussian_mixture(&cast(x, DType::F32), &cast(params, DType::F32), lowest), x.dtype());
@@ -78,6 +91,21 @@ pub fn gaussian_mixture(x: &Tensor, params: &Tensor, lowest: f64) -> Tensor {
         });
         nats
     })
+}
+
+/// On a device, with its gradients.
+fn launch(gpu: Gpu, x: &Tensor, params: &Tensor, k: usize, lowest: f32) -> Tensor {
+    let (dtype, n, k) = (x.dtype(), x.len() as i64, k as i32);
+    let (nats, grid) = (gpu.empty(x.shape(), dtype), Grid::flat(x.len()));
+    gpu.launch(FORWARD.of(dtype), grid, &[&nats, x, params, &n, &k, &lowest]);
+    let (xs, ps) = (x.detach(), params.detach());
+    let [nats] = record(Recipe::fused("gaussian_mixture"), &[x, params], [nats.finish()], move |b| {
+        let (dx, dparams) = (gpu.empty(xs.shape(), dtype), gpu.empty(ps.shape(), dtype));
+        let args: &[&dyn cuda::Arg] = &[&dx, &dparams, &b.grad(0), &xs, &ps, &n, &k, &lowest];
+        gpu.launch(BACKWARD.of(dtype), grid, args);
+        vec![Some(dx.finish()), Some(dparams.finish())]
+    });
+    nats
 }
 
 /// The inputs of a call.

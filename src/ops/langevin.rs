@@ -6,9 +6,10 @@
 //! Backward, y known: dx = dy where y lies strictly inside the range; dg = −step dx where |g| < clip.
 
 use super::{Case, OpInfo, binary, cast, normal, unary};
-use crate::autograd::{Recipe, record};
+use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
-use crate::random::{Draw, Philox};
+use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
+use crate::random::{Draw, Philox, Place};
 use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -18,6 +19,11 @@ pub const OP: OpInfo = OpInfo {
     summary: "a step of Langevin dynamics: gradient, Philox noise, clamp",
     cases,
 };
+
+const FORWARD: Kernels =
+    Kernels::new("langevin", ["langevin_forward_f32", "langevin_forward_bf16", "langevin_forward_f16"]);
+const BACKWARD: Kernels =
+    Kernels::new("langevin", ["langevin_backward_f32", "langevin_backward_bf16", "langevin_backward_f16"]);
 
 /// The numbers of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,8 +57,11 @@ impl Langevin {
 #[track_caller]
 pub fn langevin(x: &Tensor, g: &Tensor, how: Langevin, rng: &mut Philox) -> Tensor {
     assert_eq!((x.shape(), x.dtype()), (g.shape(), g.dtype()), "langevin: x and its gradient differ");
-    if super::by_composite(x) {
+    if autograd::in_higher_order() {
         return composite(x, g, how, rng);
+    }
+    if let Some(gpu) = cuda::on("langevin", &[x, g]) {
+        return launch(gpu, x, g, how, rng);
     }
     if let Some([wide, g]) = cast::widened([x, g]) {
         return cast::cast(&langevin(&wide, &g, how, rng), x.dtype());
@@ -65,6 +74,34 @@ pub fn langevin(x: &Tensor, g: &Tensor, how: Langevin, rng: &mut Philox) -> Tens
         let dx = pass(&back.grad(0), back.output(0), 1.0, [low, high]);
         let dg = back.needs(1).then(|| pass(&dx, &slope, -how.step, [-how.clip, how.clip]));
         vec![Some(dx), dg]
+    });
+    y
+}
+
+/// As `Step` in kernels/langevin.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Step {
+    step: f32,
+    noise: f32,
+    clip: f32,
+    range: [f32; 2],
+}
+
+/// A step on a device, with its gradient: the noise is made again instead of kept.
+fn launch(gpu: Gpu, x: &Tensor, g: &Tensor, how: Langevin, rng: &mut Philox) -> Tensor {
+    let draw: Struct<Place> = if how.noise == 0.0 { rng.clone().device_draw() } else { rng.device_draw() };
+    let [step, noise, clip] = [how.step, how.noise, how.clip].map(|x| x as f32);
+    let step = Struct(Step { step, noise, clip, range: how.range.map(|x| x as f32) });
+    let (y, n) = (gpu.empty(x.shape(), x.dtype()), x.len());
+    let (grid, count) = (Grid::flat(n.div_ceil(4)), n as i64);
+    gpu.launch(FORWARD.of(x.dtype()), grid, &[&y, x, g, &count, &step, &draw]);
+    let (from, slope) = (x.detach(), g.detach());
+    let [y] = record(Recipe::fused("langevin"), &[x, g], [y.finish()], move |back| {
+        let [dx, dg] = [(); 2].map(|()| gpu.empty(from.shape(), from.dtype()));
+        let args: &[&dyn cuda::Arg] = &[&dx, &dg, &back.grad(0), &from, &slope, &count, &step, &draw];
+        gpu.launch(BACKWARD.of(from.dtype()), grid, args);
+        vec![Some(dx.finish()), Some(dg.finish())]
     });
     y
 }

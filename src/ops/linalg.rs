@@ -1,10 +1,12 @@
 //! Small square matrices: inverse and log |det|, by LU factorisation with partial pivoting in f64.
 //!
-//! Meant for the channel matrices of flows (n up to a few hundred): O(n³), one thread. Gradients are written
+//! On devices one block factorises a matrix in its shared memory, so that nobody waits for the host; larger matrices go
+//! through the host. Meant for the channel matrices of flows (n up to a few hundred): O(n³), one thread. Gradients are written
 //! in primitives: d log|det A| = A^-T, d A^-1 = −A^-1 dA A^-1.
 
 use super::{Case, OpInfo, binary, matmul::matmul, normal, shape, unary};
 use crate::autograd::{Recipe, record};
+use crate::cuda::{Grid, Kernels};
 use crate::tensor::{DType, Tensor, with_float};
 
 /// The registry's line.
@@ -14,6 +16,21 @@ pub const OP: OpInfo = OpInfo {
     summary: "inverse and log |det| of a square matrix by LU in f64",
     cases,
 };
+
+const INVERSE: Kernels =
+    Kernels::new("linalg", ["linalg_inverse_f32", "linalg_inverse_bf16", "linalg_inverse_f16"]);
+const LOG_DET: Kernels =
+    Kernels::new("linalg", ["linalg_log_det_f32", "linalg_log_det_bf16", "linalg_log_det_f16"]);
+
+/// `kernel` on a matrix that is on a device and fits the shared memory of a block beside `columns` more doubles.
+fn launch(kernel: &Kernels, a: &Tensor, n: usize, columns: usize, shape: &[usize]) -> Option<Tensor> {
+    let bytes = 8 * (n * (n + 1) + n.div_ceil(2) + columns);
+    let gpu = a.gpu().filter(|_| a.dtype() != DType::F64 && bytes <= 160 << 10)?;
+    let y = gpu.empty(shape, a.dtype());
+    let grid = Grid { shared: bytes as u32, ..Grid::new(1, 256) };
+    gpu.launch(kernel.of(a.dtype()), grid, &[&y, a, &(n as i32)]);
+    Some(y.finish())
+}
 
 /// A = P^T L U: L (unit diagonal) and U share `lu`; row i of P A is row `order[i]` of A.
 pub(crate) struct Lu {
@@ -97,7 +114,8 @@ fn side(op: &str, a: &Tensor) -> usize {
 #[track_caller]
 pub fn inverse(a: &Tensor) -> Tensor {
     let n = side("inverse", a);
-    let y = from_f64(&Lu::new(&a.to_f64_vec(), n).inverse(), n, a.dtype()).beside(a);
+    let y = launch(&INVERSE, a, n, n * n, &[n, n])
+        .unwrap_or_else(|| from_f64(&Lu::new(&a.to_f64_vec(), n).inverse(), n, a.dtype()).beside(a));
     let [y] = record(Recipe::primitive("inverse").keeping_outputs(), &[a], [y], |back| {
         let y = back.output(0);
         vec![Some(unary::neg(&matmul(&matmul(y, &back.grad(0), true, false), y, false, true)))]
@@ -116,7 +134,8 @@ fn from_f64(values: &[f64], n: usize, dtype: DType) -> Tensor {
 #[track_caller]
 pub fn log_abs_det(a: &Tensor) -> Tensor {
     let n = side("log_abs_det", a);
-    let y = Tensor::scalar(Lu::new(&a.to_f64_vec(), n).log_abs_det(), a.dtype()).beside(a);
+    let y = launch(&LOG_DET, a, n, 0, &[])
+        .unwrap_or_else(|| Tensor::scalar(Lu::new(&a.to_f64_vec(), n).log_abs_det(), a.dtype()).beside(a));
     let saved = a.clone();
     let [y] = record(Recipe::primitive("log_abs_det"), &[a], [y], move |back| {
         let transposed = shape::permute(&inverse(&saved), &[1, 0]);

@@ -9,10 +9,11 @@
 
 use super::matmul::{act_backward, composite as linear_composite};
 use super::{Case, OpInfo, binary, normal, reduce, shape};
-use crate::autograd::{Recipe, record};
+use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm};
+use crate::cuda::{self, Gpu, Grid, Kernels};
 use crate::tensor::{DType, Elem, NewTensor, Tensor, with_float};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -22,15 +23,38 @@ pub const OP: OpInfo = OpInfo {
     cases,
 };
 
+const FORWARD: Kernels = Kernels::new(
+    "masked_linear",
+    ["masked_linear_forward_f32", "masked_linear_forward_bf16", "masked_linear_forward_f16"],
+);
+const INPUT: Kernels = Kernels::new(
+    "masked_linear",
+    ["masked_linear_input_f32", "masked_linear_input_bf16", "masked_linear_input_f16"],
+);
+const WEIGHT: Kernels = Kernels::new(
+    "masked_linear",
+    ["masked_linear_weight_f32", "masked_linear_weight_bf16", "masked_linear_weight_f16"],
+);
+
 /// Outputs (or inputs, in the backward pass) per block at least: fewer make products too narrow to be fast.
 const BLOCK: usize = 64;
 
 /// Which inputs each output reads: the first so many.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Staircase {
     inputs: usize,
     reach: Arc<[usize]>,
+    /// The reaches on the device that first asked for them.
+    there: Arc<OnceLock<Tensor>>,
 }
+
+impl PartialEq for Staircase {
+    fn eq(&self, other: &Self) -> bool {
+        self.inputs == other.inputs && self.reach == other.reach
+    }
+}
+
+impl Eq for Staircase {}
 
 impl Staircase {
     /// Output j reads the first `reach[j]` of `inputs` inputs.
@@ -44,7 +68,14 @@ impl Staircase {
             reach.is_sorted() && reach.last().is_none_or(|&r| r <= inputs),
             "staircase: {reach:?} of {inputs}"
         );
-        Self { inputs, reach }
+        Self { inputs, reach, there: Arc::default() }
+    }
+
+    /// The reaches as i32 on the device of `x`; copied there once.
+    fn on_device_of(&self, x: &Tensor) -> Tensor {
+        let make = || Tensor::from_fn([self.reach.len()], |j| self.reach[j] as i32).beside(x);
+        let found = self.there.get_or_init(make);
+        if found.device() == x.device() { found.clone() } else { make() }
     }
 
     /// Number of inputs.
@@ -123,8 +154,11 @@ pub(crate) fn masked_linear_with(
     );
     assert!(x.dtype() == w.dtype() && x.dtype() == bias.dtype(), "masked_linear: dtypes differ");
     assert!(act != Act::Silu, "masked_linear: silu is not supported");
-    if super::by_composite(x) {
+    if autograd::in_higher_order() {
         return composite(x, w, bias, stairs, act);
+    }
+    if let Some(gpu) = cuda::on("masked_linear", &[x, w, bias]) {
+        return launch(gpu, [x, w, bias], stairs, act);
     }
     let (x0, masked) = (x.detach(), with_float!(w.dtype(), T => mask::<T>(w, stairs)));
     let y = with_float!(x.dtype(), T => forward::<T>(x, &masked, bias, stairs, act));
@@ -139,6 +173,36 @@ pub(crate) fn masked_linear_with(
             let dw = back.needs(1).then(|| weight_grad::<T>(&g, &x0, &stairs));
             vec![dx, dw, back.needs(2).then(|| reduce::sum(&g, &[0]))]
         })
+    });
+    y
+}
+
+/// On a device, with its gradients; relus are not gated by their readers there.
+fn launch(gpu: Gpu, [x, w, bias]: [&Tensor; 3], stairs: &Staircase, act: Act) -> Tensor {
+    let (k, n, dtype) = (stairs.inputs(), stairs.outputs(), x.dtype());
+    let (m, reach) = (x.len() / k.max(1), stairs.on_device_of(x));
+    let mut shape = x.shape().to_vec();
+    shape[x.rank() - 1] = n;
+    let (y, rows, [inputs, outputs]) = (gpu.empty(&shape[..], dtype), m as i64, [k, n].map(|n| n as i32));
+    let args: &[&dyn cuda::Arg] = &[&y, x, w, bias, &reach, &rows, &inputs, &outputs, &(act as i32)];
+    gpu.launch(FORWARD.of(dtype), Grid::tiles(m, n, 1), args);
+    let (xs, ws) = (x.detach(), w.detach());
+    let recipe = Recipe::fused("masked_linear").keeping_outputs();
+    let [y] = record(recipe, &[x, w, bias], [y.finish()], move |back| {
+        let g = act_backward(act, &back.grad(0), back.output(0), None);
+        let dx = back.needs(0).then(|| {
+            let dx = gpu.empty(xs.shape(), dtype);
+            let args: &[&dyn cuda::Arg] = &[&dx, &g, &ws, &reach, &rows, &inputs, &outputs];
+            gpu.launch(INPUT.of(dtype), Grid::tiles(m, k, 1), args);
+            dx.finish()
+        });
+        let dw = back.needs(1).then(|| {
+            let dw = gpu.empty([k, n], dtype);
+            let args: &[&dyn cuda::Arg] = &[&dw, &xs, &g, &reach, &rows, &inputs, &outputs];
+            gpu.launch(WEIGHT.of(dtype), Grid::tiles(k, n, 1), args);
+            dw.finish()
+        });
+        vec![dx, dw, back.needs(2).then(|| reduce::sum(&shape::reshape(&g, [m, n]), &[0]))]
     });
     y
 }

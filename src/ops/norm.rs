@@ -9,8 +9,9 @@
 //! per row forward, 12 D and about 14 D backward.
 
 use super::{Case, OpInfo, binary, cast::cast, normal, reduce, shape, unary};
-use crate::autograd::{Recipe, record};
+use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{self, Gpu, Grid, Kernels};
 use crate::tensor::{DType, Float, NewTensor, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -20,6 +21,10 @@ pub const OP: OpInfo = OpInfo {
     summary: "layer normalisation over the last axis with scale and shift",
     cases,
 };
+
+const FORWARD: Kernels = Kernels::new("norm", ["norm_forward_f32", "norm_forward_bf16", "norm_forward_f16"]);
+const INPUT: Kernels = Kernels::new("norm", ["norm_input_f32", "norm_input_bf16", "norm_input_f16"]);
+const PARAMS: Kernels = Kernels::new("norm", ["norm_params_f32", "norm_params_bf16", "norm_params_f16"]);
 
 /// Rows per chunk of the sums over rows.
 const ROWS: usize = 64;
@@ -41,8 +46,11 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Tensor {
         b.dtype(),
         b.shape()
     );
-    if super::by_composite(x) {
+    if autograd::in_higher_order() {
         return composite(x, w, b, eps);
+    }
+    if let Some(gpu) = cuda::on("layer_norm", &[x, w, b]) {
+        return launch(gpu, [x, w, b], eps, d);
     }
     if let DType::BF16 | DType::F16 = x.dtype() {
         let wide = |t: &Tensor| cast(t, DType::F32);
@@ -57,6 +65,31 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Tensor {
         });
         y
     })
+}
+
+/// On a device, with its gradients.
+fn launch(gpu: Gpu, [x, w, b]: [&Tensor; 3], eps: f64, d: usize) -> Tensor {
+    let (dtype, rows, width) = (x.dtype(), x.len() / d, d as i32);
+    let (y, stats) = (gpu.empty(x.shape(), dtype), gpu.empty([rows, 2], DType::F32));
+    let (grid, count) = (Grid::new(rows.div_ceil(4), 128), rows as i64);
+    gpu.launch(FORWARD.of(dtype), grid, &[&y, &stats, x, w, b, &count, &width, &(eps as f32)]);
+    let (xs, ws, stats) = (x.detach(), w.detach(), stats.finish());
+    let [y] = record(Recipe::fused("layer_norm"), &[x, w, b], [y.finish()], move |back| {
+        let g = back.grad(0);
+        let dx = gpu.empty(xs.shape(), dtype);
+        gpu.launch(INPUT.of(dtype), grid, &[&dx, &g, &xs, &ws, &stats, &count, &width]);
+        // As `Walk` in kernels/columns.cuh: 256 threads over a row, or as many rows as fit.
+        let down = 256 / d.min(256);
+        let blocks = rows.div_ceil(down * 8).clamp(1, 256);
+        let partial = gpu.empty([blocks, 2, d], DType::F32);
+        let columns =
+            Grid { blocks: [blocks as u32, d.div_ceil(256) as u32, 1], threads: [256, 1, 1], shared: 0 };
+        gpu.launch(PARAMS.of(dtype), columns, &[&partial, &g, &xs, &stats, &count, &width]);
+        let sums = cast(&reduce::sum(&partial.finish(), &[0]), dtype);
+        let part = |i| shape::reshape(&shape::narrow(&sums, 0, i, 1), [d]);
+        vec![Some(dx.finish()), Some(part(0)), Some(part(1))]
+    });
+    y
 }
 
 /// y, and m and r of each row.

@@ -3,8 +3,9 @@
 //! log p(z) = −½ Σ z² − ½ D ln 2π in nats: z (B, ...) to (B,). One pass: 4 bytes per element at f32, 2 flops.
 
 use super::{Case, OpInfo, cast, normal, unary};
-use crate::autograd::{Recipe, record};
+use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
+use crate::cuda::{Gpu, Grid, Kernels};
 use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -15,6 +16,15 @@ pub const OP: OpInfo = OpInfo {
     cases,
 };
 
+const FORWARD: Kernels = Kernels::new(
+    "normal_logp",
+    ["normal_logp_forward_f32", "normal_logp_forward_bf16", "normal_logp_forward_f16"],
+);
+const BACKWARD: Kernels = Kernels::new(
+    "normal_logp",
+    ["normal_logp_backward_f32", "normal_logp_backward_bf16", "normal_logp_backward_f16"],
+);
+
 /// ½ ln 2π.
 const HALF_LN_TAU: f64 = 0.918_938_533_204_672_8;
 
@@ -24,14 +34,17 @@ const HALF_LN_TAU: f64 = 0.918_938_533_204_672_8;
 /// When `z` is not a float tensor of rank 1 or more.
 #[track_caller]
 pub fn normal_logp(z: &Tensor) -> Tensor {
-    if super::by_composite(z) {
+    let b = *z.shape().first().expect("normal_logp: expected (B, ...), got a scalar");
+    let d = z.len() / b.max(1);
+    if autograd::in_higher_order() {
         return composite(z);
+    }
+    if let Some(gpu) = z.gpu() {
+        return launch(gpu, z, b, d);
     }
     if let Some([wide]) = cast::widened([z]) {
         return cast::cast(&normal_logp(&wide), z.dtype());
     }
-    let b = *z.shape().first().expect("normal_logp: expected (B, ...), got a scalar");
-    let d = z.len() / b.max(1);
     let y = with_arithmetic!(z.dtype(), T => {
         let zs = z.as_slice::<T>();
         let mut out = NewTensor::<T>::new([b]);
@@ -64,6 +77,20 @@ pub fn normal_logp(z: &Tensor) -> Tensor {
             out.finish()
         });
         vec![Some(dz)]
+    });
+    y
+}
+
+/// On a device, with its gradient.
+fn launch(gpu: Gpu, z: &Tensor, b: usize, d: usize) -> Tensor {
+    let (nats, d) = (gpu.empty([b], z.dtype()), d as i64);
+    gpu.launch(FORWARD.of(z.dtype()), Grid::new(b, 256), &[&nats, z, &d]);
+    let saved = z.detach();
+    let [y] = record(Recipe::fused("normal_logp"), &[z], [nats.finish()], move |back| {
+        let (dz, n) = (gpu.empty(saved.shape(), saved.dtype()), saved.len());
+        let grid = Grid::packs(n, saved.dtype());
+        gpu.launch(BACKWARD.of(saved.dtype()), grid, &[&dz, &back.grad(0), &saved, &(n as i64), &d]);
+        vec![Some(dz.finish())]
     });
     y
 }

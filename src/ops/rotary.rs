@@ -7,6 +7,7 @@
 use super::{Case, OpInfo, binary, normal, shape};
 use crate::autograd::{Recipe, record};
 use crate::cpu::par;
+use crate::cuda::{Grid, Kernels};
 use crate::tensor::{Elem, NewTensor, Plain, Tensor, with_float};
 
 /// The registry's line.
@@ -16,6 +17,8 @@ pub const OP: OpInfo = OpInfo {
     summary: "rotary positions of packed queries and keys, and their adjoint",
     cases,
 };
+
+const KERNELS: Kernels = Kernels::new("rotary", ["rotary_f32", "rotary_bf16", "rotary_f16"]);
 
 /// (cos, sin) of the angles of E / 2 planes at position `t`.
 pub(crate) fn angles(t: usize, each: usize, base: f64) -> impl Iterator<Item = (f64, f64)> {
@@ -32,10 +35,15 @@ pub(crate) fn angles(t: usize, each: usize, base: f64) -> impl Iterator<Item = (
 #[track_caller]
 pub fn rotary(qkv: &Tensor, heads: usize, base: f64, reverse: bool) -> Tensor {
     let each = each(qkv, heads);
-    if qkv.gpu().is_some() {
-        return composite(qkv, heads, base, reverse);
-    }
     let [batch, time, width] = qkv.dims();
+    if let Some(gpu) = qkv.gpu() {
+        let y = gpu.empty(qkv.shape(), qkv.dtype());
+        let grid = Grid { shared: 4 * each as u32, ..Grid::new(time, 256) };
+        let [batch, time, heads, each] = [batch, time, heads, each].map(|n| n as i32);
+        let kernel = KERNELS.of(qkv.dtype());
+        gpu.launch(kernel, grid, &[&y, qkv, &batch, &time, &heads, &each, &base, &i32::from(reverse)]);
+        return recorded(qkv, y.finish(), heads as usize, base, reverse);
+    }
     let turns: Vec<(f64, f64)> = (0..time).flat_map(|t| angles(t, each, base)).collect();
     let y = with_float!(qkv.dtype(), T => {
         type Acc = <T as Elem>::Acc;
@@ -61,6 +69,10 @@ pub fn rotary(qkv: &Tensor, heads: usize, base: f64, reverse: bool) -> Tensor {
         });
         out.finish()
     });
+    recorded(qkv, y, heads, base, reverse)
+}
+
+fn recorded(qkv: &Tensor, y: Tensor, heads: usize, base: f64, reverse: bool) -> Tensor {
     let [y] = record(Recipe::primitive("rotary"), &[qkv], [y], move |b| {
         vec![Some(rotary(&b.grad(0), heads, base, !reverse))]
     });

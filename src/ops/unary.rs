@@ -189,10 +189,8 @@ pub fn gelu(x: &Tensor) -> Tensor {
     let saved = x.detach();
     let [y] = record(Recipe::fused("gelu"), &[x], [y], move |b| {
         let g = b.grad(0);
-        if g.gpu().is_some() {
-            let density = affine(&exp(&affine(&square(&saved), -0.5, 0.0)), 0.398_942_280_401_432_7, 0.0);
-            let cdf = affine(&erf(&affine(&saved, std::f64::consts::FRAC_1_SQRT_2, 0.0)), 0.5, 0.5);
-            return vec![Some(&g * &(&cdf + &(&saved * &density)))];
+        if let Some(gpu) = g.gpu() {
+            return vec![Some(super::binary::launch(gpu, super::binary::Function::gelu_grad, &g, &saved))];
         }
         let g = super::binary::widened(&g, &saved, |g, x| {
             with_arithmetic!(g.dtype(), T => super::binary::zip::<T>("gelu", g, x, |g, x| {

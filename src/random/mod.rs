@@ -13,13 +13,16 @@
 //!   and angle `2π w' / 2^32`; calculated in f64 for f64 and in f32 (absolute error below 4e-6 where the radius is
 //!   below its maximum of 6.76) for the others, then rounded. The same seed thus gives the same noise in every dtype.
 
+mod device;
 mod initial;
 mod stream;
 
+pub(crate) use device::Place;
 pub use stream::WordStream;
 
 use crate::cpu::{math, par, simd::vectorize};
 use crate::tensor::{DType, Elem, Float, NewTensor, Plain, Shape, Tensor, with_float};
+use device::Law;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
@@ -228,24 +231,36 @@ impl Philox {
     /// Uniform values in [0, 1).
     #[track_caller]
     pub fn uniform(&mut self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        if let Some(gpu) = Self::device_for(dtype) {
+            return self.drawn(gpu, Law::Uniform, shape.into(), dtype);
+        }
         with_float!(dtype, T => Self::tensor::<T>(shape.into(), |out| self.fill_uniform(out)))
     }
 
     /// Uniform values in (0, 1), both ends excluded.
     #[track_caller]
     pub fn uniform_open(&mut self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        if let Some(gpu) = Self::device_for(dtype) {
+            return self.drawn(gpu, Law::Open, shape.into(), dtype);
+        }
         with_float!(dtype, T => Self::tensor::<T>(shape.into(), |out| self.fill_open(out)))
     }
 
     /// Standard normal values.
     #[track_caller]
     pub fn normal(&mut self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        if let Some(gpu) = Self::device_for(dtype) {
+            return self.drawn(gpu, Law::Normal, shape.into(), dtype);
+        }
         with_float!(dtype, T => Self::tensor::<T>(shape.into(), |out| self.fill_normal(out)))
     }
 
     /// −1 or 1, each with probability ½ (Hutchinson's probe vectors).
     #[track_caller]
     pub fn rademacher(&mut self, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        if let Some(gpu) = Self::device_for(dtype) {
+            return self.drawn(gpu, Law::Rademacher, shape.into(), dtype);
+        }
         with_float!(dtype, T => Self::tensor::<T>(shape.into(), |out| {
             let (plus, minus) = (<T as Plain>::from_f64(1.0), <T as Plain>::from_f64(-1.0));
             self.fill(out, #[inline(always)] |w| w.map(|w| if w >> 31 == 0 { plus } else { minus }));
@@ -260,6 +275,9 @@ impl Philox {
     pub fn bernoulli(&mut self, p: f64, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         assert!((0.0..=1.0).contains(&p), "bernoulli: p must be in [0, 1], got {p}");
         let threshold = (p / UNIT).round() as u64;
+        if let Some(gpu) = Self::device_for(dtype) {
+            return self.drawn(gpu, Law::Bernoulli(threshold), shape.into(), dtype);
+        }
         with_float!(dtype, T => Self::tensor::<T>(shape.into(), |out| {
             let (one, zero) = (<T as Plain>::from_f64(1.0), <T as Plain>::from_f64(0.0));
             self.fill(out, #[inline(always)] |w| w.map(|w| if (w as u64) < threshold { one } else { zero }));
@@ -275,6 +293,9 @@ impl Philox {
     pub fn randint(&mut self, low: i32, high: i32, shape: impl Into<Shape>) -> Tensor {
         assert!(low < high, "randint: the range {low}..{high} is empty");
         let range = high.wrapping_sub(low) as u32 as u64;
+        if let Some(gpu) = Self::device_for(DType::I32) {
+            return self.drawn_integers(gpu, low, range as u32, shape.into());
+        }
         Self::tensor::<i32>(shape.into(), |out| {
             self.fill(
                 out,
@@ -290,12 +311,16 @@ impl Philox {
     /// u · total, u in (0, 1). A category of logit −∞ is never drawn.
     ///
     /// # Panics
-    /// When `logits` is not a float tensor of rank 1 or more with K > 0, or a row has a NaN, +∞ or only −∞.
+    /// When `logits` is not a float tensor of rank 1 or more with K > 0, or a row has a NaN, +∞ or only −∞ (on
+    /// devices such a row gives −1).
     #[track_caller]
     pub fn categorical(&mut self, logits: &Tensor) -> Tensor {
         let (&k, rows) =
             logits.shape().split_last().expect("categorical: expected logits (..., K), got a scalar");
         assert!(k > 0, "categorical: expected at least one category, got {:?}", logits.shape());
+        if let Some(gpu) = logits.gpu() {
+            return self.drawn_categories(gpu, logits, k);
+        }
         let mut words = vec![0u32; rows.iter().product()];
         self.fill_words(&mut words);
         with_float!(logits.dtype(), T => Self::tensor::<i32>(rows.into(), |out| {

@@ -218,6 +218,7 @@ mod tests {
             aupr_in: 0.5,
             aupr_out: 0.5,
             fpr95: 0.5,
+            behind: None,
         }
     }
 

@@ -14,7 +14,7 @@ mod svg;
 pub use figure::{Axis, Figure, Series};
 pub use finding::{Finding, finding};
 pub use page::{Calibrated, Curve, Difference, Gallery, Image, Page, Set, Shot, WorstRow, extremes};
-pub use rows::{Row, table, warnings};
+pub use rows::{Behind, Row, table, warnings};
 
 /// −log₂ p(x) per dimension from log p(x) in nats: `−nats / (dims · ln 2)`.
 pub fn bits_per_dim(nats: f64, dims: usize) -> f64 {

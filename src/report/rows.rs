@@ -1,6 +1,6 @@
 //! Result rows: one per scorer and data set, as `results.json` and the terminal's table show them.
 
-use super::metrics::Comparison;
+use super::metrics::{Comparison, Paired};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,19 @@ pub struct Row {
     pub aupr_out: f64,
     /// False-positive rate at 95% true-positive rate.
     pub fpr95: f64,
+    /// How far it is behind the best scorer of the set that judges single rows; none for the best itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Behind>,
+}
+
+/// A paired comparison with the best scorer of a set, on the same rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Behind {
+    /// The best scorer.
+    pub best: String,
+    /// Its AUROC minus that of the row's scorer.
+    #[serde(flatten)]
+    pub paired: Paired,
 }
 
 impl Row {
@@ -63,6 +76,7 @@ impl Row {
             aupr_in: comparison.aupr_in(),
             aupr_out: comparison.aupr_out(),
             fpr95: comparison.fpr_at(0.95),
+            behind: None,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! The training loop.
 
-use super::evaluate::{Evaluate, label_tensor, log_probs_while};
+use super::evaluate::{Evaluate, label_tensor, log_probs, log_probs_while};
 use super::optim::{self, Optimiser};
 use super::{FitOptions, checkpoint};
 use crate::autograd;
@@ -21,6 +21,9 @@ use std::time::Instant;
 const ORDER: u64 = 0;
 const STEP: u64 = 1;
 const FINISH: u64 = 3;
+
+/// Times that a model which fits itself is fitted again to the examples that are left.
+const CONCENTRATIONS: usize = 3;
 
 /// What happens during training, for progress bars and for stopping.
 pub enum Event<'a> {
@@ -195,6 +198,16 @@ pub fn fit(
     run.finish(started)
 }
 
+/// The places of the smallest of `values` when the share `trim` is left out, in their order; at least one.
+fn least(values: &[f64], trim: f64) -> Vec<usize> {
+    let kept = ((1.0 - trim) * values.len() as f64).ceil().max(1.0) as usize;
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    order.truncate(kept);
+    order.sort_unstable();
+    order
+}
+
 impl Run<'_> {
     /// The place of the first step: of the checkpoint, or of a model with its data-dependent initialisation.
     fn start(&mut self) -> Result<()> {
@@ -239,7 +252,10 @@ impl Run<'_> {
         let (batch, mut rng) = self.batch(step);
         let objective = self.model.objective(&batch, &mut rng);
         let values = objective.detach();
-        let loss = objective.mean_all();
+        let loss = match self.trimmed(&values) {
+            Some(weights) => (&objective * &weights).sum_all(),
+            None => objective.mean_all(),
+        };
         drop(objective);
         let value = loss.item();
         let leaves = self.optimiser.leaves();
@@ -259,12 +275,32 @@ impl Run<'_> {
         Ok(observer.on(&Event::Step(&StepInfo { step, epoch, nats: value, norm, lr })))
     }
 
+    /// Weights (B,) of the examples of a step, whose objectives are `values`, if some are left out.
+    fn trimmed(&self, values: &Tensor) -> Option<Tensor> {
+        let untrimmed = self.options.trim == 0.0 || self.progress.step < self.plan.steps / 10;
+        if untrimmed {
+            return None;
+        }
+        let kept = least(&values.to_f64_vec(), self.options.trim);
+        let mut weights = vec![0.0; values.len()];
+        kept.iter().for_each(|&i| weights[i] = 1.0 / kept.len() as f64);
+        Some(Tensor::from_slice(&weights, [weights.len()]).cast(values.dtype()))
+    }
+
     /// Lets a model that has an algorithm of its own fit itself; each of its iterations counts as a step and an epoch.
     fn solve(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let mut rng = Philox::new(self.options.seed).fork(STEP);
-        let Some(trace) = autograd::no_grad(|| self.model.solve(self.train, &mut rng))? else {
+        let Some(mut trace) = autograd::no_grad(|| self.model.solve(self.train, &mut rng))? else {
             return Ok(false);
         };
+        if self.options.trim > 0.0 {
+            for _ in 0..CONCENTRATIONS {
+                let found = log_probs(self.model, self.train, &self.evaluate())?;
+                let surprisal: Vec<f64> = found.nats.iter().map(|l| -l).collect();
+                let kept = self.train.select(&least(&surprisal, self.options.trim));
+                trace.extend(autograd::no_grad(|| self.model.solve(&kept, &mut rng))?.unwrap_or_default());
+            }
+        }
         self.optimiser = Optimiser::new(self.model.params(), self.options.ema.is_some());
         let last = trace.len();
         let validation = self.validate(observer)?;
@@ -366,11 +402,7 @@ impl Run<'_> {
     /// Mean surprisal of the validation examples under the averaged weights; none for unnormalised models.
     fn validate(&self, observer: &mut dyn Observer) -> Result<Option<f64>> {
         let Some(data) = self.validation else { return Ok(None) };
-        let how = Evaluate {
-            batch: self.options.eval_batch,
-            seed: self.options.seed,
-            mutation: self.options.mutation,
-        };
+        let how = self.evaluate();
         let present = file::tensors(self.model);
         file::assign(self.model, &self.optimiser.averaged())?;
         let n = data.len();
@@ -380,7 +412,17 @@ impl Run<'_> {
         let at = |e: Error| e.at(format!("validation after step {}", self.progress.step));
         let found = found.map_err(at)?;
         // Unnormalised likelihoods of different weights have different constants and cannot choose between them.
-        Ok((found.kind != Kind::Unnormalised).then(|| -found.mean()))
+        if found.kind == Kind::Unnormalised {
+            return Ok(None);
+        }
+        let surprisal: Vec<f64> = found.nats.iter().map(|l| -l).collect();
+        let kept = least(&surprisal, self.options.trim);
+        Ok(Some(kept.iter().map(|&i| surprisal[i]).sum::<f64>() / kept.len().max(1) as f64))
+    }
+
+    fn evaluate(&self) -> Evaluate {
+        let FitOptions { eval_batch, seed, mutation, .. } = *self.options;
+        Evaluate { batch: eval_batch, seed, mutation }
     }
 
     fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {

@@ -42,6 +42,11 @@ pub struct FitOptions {
     pub eval_batch: usize,
     /// Probability that a byte of the input is replaced by a random one (background models, Ren et al. 2019).
     pub mutation: f64,
+    /// For data with unmarked anomalies: the share of each batch, its most surprising examples, that does not count. It
+    /// does after a tenth of the steps; so do validation, which leaves out its most surprising share, and models that
+    /// fit themselves, which are fitted again to the rest. This is trimmed likelihood (Neykov & Müller 2003), batch by
+    /// batch as in Shen & Sanghavi 2019. 0 for none.
+    pub trim: f64,
     /// Steps between checkpoints; 0 writes them at the ends of epochs only.
     pub checkpoint_every: u64,
     /// Where checkpoints go; none are written without it.
@@ -79,6 +84,7 @@ impl Default for FitOptions {
             patience: None,
             eval_batch: 64,
             mutation: 0.0,
+            trim: 0.0,
             checkpoint_every: 0,
             checkpoints: None,
         }
@@ -107,6 +113,7 @@ impl FitOptions {
             (self.ema.is_none_or(unit), "ema", "a number in [0, 1)"),
             (unit(self.validation), "validation", "a fraction in [0, 1)"),
             ((0.0..=1.0).contains(&self.mutation), "mutation", "a probability"),
+            ((0.0..=0.5).contains(&self.trim), "trim", "a share in [0, 0.5]"),
             (positive(self.schedule.rate), "schedule.rate", "a number above 0"),
             (self.schedule.every > 0, "schedule.every", "at least 1"),
             ((0.0..=1.0).contains(&self.schedule.floor), "schedule.floor", "a factor in [0, 1]"),

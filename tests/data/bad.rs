@@ -20,7 +20,11 @@ fn missing_and_unknown_files() {
     let folder = TempDir::new().unwrap();
     refused(open(&folder.path().join("none.npy")), ErrorKind::Io, &["none.npy", "No such file"]);
     let text = put(&folder, "notes.pdf", b"hello, this is no data");
-    refused(open(&text), ErrorKind::Format, &["notes.pdf", "idx, npy, npz, folder, csv, series, text, wav"]);
+    refused(
+        open(&text),
+        ErrorKind::Format,
+        &["notes.pdf", "idx, npy, npz, folder, csv, series, text, log, events, wav"],
+    );
     let empty = put(&folder, "empty", b"");
     refused(open(&empty), ErrorKind::Format, &["empty", "no known data format"]);
     let path = put(&folder, "a.npy", &npy_of("|u1", "(2, 2)", &ramp(4)));

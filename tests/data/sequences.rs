@@ -26,13 +26,47 @@ fn text_is_cut_into_windows_or_lines() {
     let set = data::open(&path, &windowed(4, Some(3))).unwrap();
     assert_eq!(set.values.as_slice::<u8>(), b"abcddefgghij");
     let lines = ReadOptions { lines: true, ..windowed(3, None) };
-    let set = data::open(put(&folder, "log.log", b"ab\r\n\nwxyz\nq"), &lines).unwrap();
+    let set = data::open(put(&folder, "log.txt", b"ab\r\n\nwxyz\nq"), &lines).unwrap();
     assert_eq!(set.values.as_slice::<u8>(), b"ab\0wxyq\0\0");
     refused(&path, &windowed(11, None), ErrorKind::Data, &["10 bytes", "window of 11"]);
     refused(&path, &windowed(0, None), ErrorKind::Usage, &["window of 0"]);
     refused(&path, &windowed(4, Some(0)), ErrorKind::Usage, &["stride 0"]);
     refused(&put(&folder, "z.txt", b"a\0b\n"), &lines, ErrorKind::Data, &["line 1", "zero byte"]);
     refused(&put(&folder, "n.txt", b"\n\n"), &lines, ErrorKind::Data, &["no lines"]);
+}
+
+#[test]
+fn logs_are_kinds_of_lines() {
+    let folder = TempDir::new().unwrap();
+    let log =
+        b"open file 1\nread file 1 of 20\nopen file 22\n\nread file 22 of 3\nclose file 1\nclose file 22\n";
+    let path = put(&folder, "app.log", log);
+    let set = data::open(&path, &windowed(3, None)).unwrap();
+    assert_eq!(
+        (set.describe().as_str(), set.values.as_slice::<u8>()),
+        ("app: 2 x 3 u8", &[2, 3, 2, 3, 4, 4][..])
+    );
+    assert_eq!(set.lines.as_ref().unwrap()[1], [5, 6, 7], "numbers of lines count empty ones");
+    assert_eq!(set.kind_of_line(0, 1), "read file <*> of <*>");
+    let cut = set.cut.clone().unwrap();
+    // Later files are held against what was mined: a new kind of line is told, and changes nothing.
+    let later = put(&folder, "later.log", b"close file 9\npanic at once\nopen file 9\n");
+    let options = windowed(3, None).cut_like(&cut);
+    let later = data::open(&later, &options).unwrap();
+    assert_eq!(later.values.as_slice::<u8>(), [4, 1, 2]);
+    assert_eq!(later.kind_of_line(0, 1), "a line of no known kind");
+    let sessions = ReadOptions { session: Some("s_".into()), ..windowed(3, None) };
+    let text = b"open s_1\nopen s_2\nread s_1\nclose s_1\nclose s_1\n";
+    let set = data::open(put(&folder, "s.log", text), &sessions).unwrap();
+    assert_eq!(set.values.as_slice::<u8>(), [2, 3, 4, 2, 0, 0], "cut and filled");
+    refused(&path, &sessions, ErrorKind::Data, &["s_"]);
+    refused(&path, &windowed(100, None), ErrorKind::Data, &["6 lines", "window of 100"]);
+
+    let events = ReadOptions { format: Some("events".into()), ..windowed(4, None) };
+    let set = data::open(put(&folder, "e.txt", b"5 5 22\n1 2 3 4 5\n"), &events).unwrap();
+    assert_eq!(set.values.as_slice::<u8>(), [5, 5, 22, 0, 1, 2, 3, 4]);
+    refused(&put(&folder, "b.txt", b"5 0\n"), &events, ErrorKind::Data, &["line 1", "1 to 255"]);
+    refused(&put(&folder, "c.txt", b"\n"), &events, ErrorKind::Data, &["no sequences"]);
 }
 
 #[test]

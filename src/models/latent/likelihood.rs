@@ -125,9 +125,7 @@ impl Observer {
     /// Learns the standardisation of a table.
     pub(super) fn fit(&self, train: &Dataset) {
         if let Some(scaling) = &self.scaling {
-            // Non-finite cells were refused when the data were held against the model's input, infinite ones by the
-            // training loop: the loss is not finite.
-            let _ = scaling.fit(&train.name, &train.values);
+            scaling.fit(&train.name, &train.values).expect("the data were held against the model's input");
         }
     }
 

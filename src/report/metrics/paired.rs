@@ -10,10 +10,10 @@
 
 use super::Comparison;
 use crate::error::{Error, ErrorKind, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The difference of two AUROCs on the same rows.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
     /// AUROC of the first minus that of the second.
     pub difference: f64,
