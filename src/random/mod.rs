@@ -157,6 +157,7 @@ impl Philox {
     /// # Panics
     /// With more than 2^34 elements, the range of the counter.
     #[track_caller]
+    #[expect(clippy::redundant_closure, reason = "a call through a reference to `f` would not be inlined")]
     fn fill<T: Copy + Send>(&mut self, out: &mut [T], f: impl Fn([u32; 4]) -> [T; 4] + Sync + Send) {
         assert!(out.len() <= 1 << 34, "a random draw has at most 2^34 elements, got {}", out.len());
         let rng = self.take_draw();
@@ -169,7 +170,6 @@ impl Philox {
                         &rng,
                         first,
                         chunk,
-                        // A closure of its own: a call through a reference to `f` would not be inlined.
                         #[inline(always)]
                         |w| f(w),
                     )
