@@ -149,7 +149,8 @@ impl Shift {
 /// f(x) with the gradient of x, for functions that are steps. Exact for rounding and for whole numbers: x and f(x) are so
 /// near each other, or so whole, that their difference has no rounding.
 fn straight_through(x: &Tensor, f: impl Fn(f32) -> f32) -> Tensor {
-    let values = x.as_slice::<f32>();
+    let values = x.on_host();
+    let values = values.as_slice::<f32>();
     x + &Tensor::from_fn(x.shape(), |i| f(values[i]) - values[i])
 }
 

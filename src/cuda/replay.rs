@@ -1,0 +1,344 @@
+//! Work that is done again and again: recorded once, then replayed as one launch (a CUDA graph).
+//!
+//! The first two times the work runs as it is, and what it asks of the device is compared: the kernels, their geometry and
+//! numbers, what is copied to the device; draws of random numbers by their distance from the generator's place at the
+//! start. Where both agree, and nothing was read back by the host, the third time is recorded and every later one is a
+//! replay: same kernels, same addresses, the random numbers moved on through a counter in device memory. Work that does
+//! not repeat itself goes on as it is. Results are bit for bit those of running the work.
+
+use super::{Arg, Backend, Fault, Gpu, Graph, Grid, Held, Kernel, Memory, pool::Pool};
+use crate::random::Philox;
+use crate::tensor::{DType, Tensor};
+use std::cell::{Cell, RefCell};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex};
+
+/// Repeated work, on the CPU or on a device.
+#[derive(Default)]
+pub struct Replay {
+    state: State,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    New,
+    /// It ran once, and asked this of the device.
+    Seen {
+        trace: u64,
+        like: Like,
+    },
+    /// It ran twice alike.
+    Due {
+        like: Like,
+    },
+    Ready(Box<Recorded>),
+    /// It does not repeat itself.
+    Never,
+}
+
+/// Shapes and dtypes of inputs.
+type Like = Vec<(Vec<usize>, DType)>;
+
+/// What [`Replay::run`] runs.
+pub type Work<'a> = &'a mut dyn FnMut(&[Tensor], &mut Philox) -> Vec<Tensor>;
+
+impl Replay {
+    /// Work that has not run yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether the next run with such inputs is a replay.
+    pub fn is_recorded(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
+    /// The outputs of `work` for `inputs`, which may be on the host. `work` reads its inputs, parameters, and tensors
+    /// that stay where they are as long as this lives; what it keeps it writes in place. The outputs are overwritten by
+    /// the next run.
+    pub fn run(&mut self, inputs: &[&Tensor], rng: &mut Philox, work: Work) -> Vec<Tensor> {
+        let Some(gpu) = Gpu::current() else {
+            return work(&inputs.iter().map(|t| t.detach()).collect::<Vec<_>>(), rng);
+        };
+        if let State::Ready(recorded) = &self.state {
+            if recorded.generation != GENERATION.get() {
+                self.state = State::New;
+            } else if recorded.fits(inputs, rng) && !OFF.get() {
+                return recorded.replay(inputs, rng);
+            }
+        }
+        let there = |t: &&Tensor| if t.gpu().is_some() { t.detach() } else { t.moved(Some(gpu)) };
+        let inputs: Vec<Tensor> = inputs.iter().map(there).collect();
+        if active() || OFF.get() || matches!(self.state, State::Never | State::Ready(_)) {
+            return work(&inputs, rng);
+        }
+        let like = like(&inputs);
+        if matches!(&self.state, State::Due { like: before } if *before == like) {
+            return self.record(gpu, inputs, rng, work);
+        }
+        let before = GENERATION.get();
+        let session = Session::Tracing { hash: DefaultHasher::new(), base: rng.clone(), repeats: true };
+        let (outputs, session) = within(session, || work(&inputs, rng));
+        let Session::Tracing { hash, repeats, .. } = session else { unreachable!("it was tracing") };
+        let trace = hash.finish();
+        self.state = match &self.state {
+            _ if !repeats || before != GENERATION.get() => State::Never,
+            State::Seen { trace: other, like: before } if *before == like => {
+                if *other == trace {
+                    State::Due { like }
+                } else {
+                    State::Never
+                }
+            }
+            _ => State::Seen { trace, like },
+        };
+        outputs
+    }
+
+    /// Records `work`, or gives up where the memory does not suffice, and runs it.
+    fn record(&mut self, gpu: Gpu, inputs: Vec<Tensor>, rng: &mut Philox, work: Work) -> Vec<Tensor> {
+        let place = rng.clone();
+        match catch_unwind(AssertUnwindSafe(|| Recorded::new(gpu, &inputs, rng, work))) {
+            Ok(recorded) => {
+                let outputs = recorded.replay(&inputs.iter().collect::<Vec<_>>(), &mut place.clone());
+                self.state = State::Ready(Box::new(recorded));
+                outputs
+            }
+            Err(cause) if cause.is::<Fault>() => {
+                self.state = State::Never;
+                *rng = place;
+                work(&inputs, rng)
+            }
+            Err(cause) => resume_unwind(cause),
+        }
+    }
+}
+
+struct Recorded {
+    gpu: Gpu,
+    graph: Box<dyn Graph>,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    /// `Advance` in kernels/philox.cuh: how far the generator is from where it was recorded.
+    counter: Held,
+    base: Philox,
+    /// Draws that the work takes.
+    draws: u32,
+    like: Like,
+    generation: u64,
+}
+
+impl Recorded {
+    fn new(gpu: Gpu, inputs: &[Tensor], rng: &mut Philox, work: Work) -> Self {
+        let backend = &*gpu.context().backend;
+        let inputs: Vec<Tensor> = inputs.iter().map(|t| t.moved(Some(gpu))).collect();
+        let counter = gpu.upload(&[0; 16]);
+        let base = rng.clone();
+        // What is kept for reuse would stand beside the memory of the recording.
+        backend.trim();
+        let private = Arc::new(Private { gpu, pool: Mutex::default(), retired: Mutex::default() });
+        let session = Session::Recording { private, counter: counter.memory().address };
+        gpu.check(backend.begin());
+        let done = catch_unwind(AssertUnwindSafe(|| within(session, || work(&inputs, rng)).0));
+        let graph = backend.end();
+        let outputs = done.unwrap_or_else(|cause| resume_unwind(cause));
+        let (graph, draws) = (gpu.check(graph), rng.state().2.wrapping_sub(base.state().2));
+        let (like, generation) = (like(&inputs), GENERATION.get());
+        Self { gpu, graph, inputs, outputs, counter, base, draws, like, generation }
+    }
+
+    fn fits(&self, inputs: &[&Tensor], rng: &Philox) -> bool {
+        rng.state().0 == self.base.state().0
+            && inputs.len() == self.like.len()
+            && inputs
+                .iter()
+                .zip(&self.like)
+                .all(|(t, (shape, dtype))| t.shape() == shape && t.dtype() == *dtype)
+    }
+
+    fn replay(&self, inputs: &[&Tensor], rng: &mut Philox) -> Vec<Tensor> {
+        for (from, to) in inputs.iter().zip(&self.inputs) {
+            let to = to.held().expect("inputs are on the device");
+            match from.held() {
+                Some(from) => to.copy_from(from),
+                None => to.overwrite(from.as_bytes()),
+            }
+        }
+        let ((seed, step, draw), (_, from, first)) = (rng.state(), self.base.state());
+        let mut advance = [0u8; 16];
+        advance[..8].copy_from_slice(&step.wrapping_sub(from).to_le_bytes());
+        advance[8..12].copy_from_slice(&draw.wrapping_sub(first).to_le_bytes());
+        self.counter.overwrite(&advance);
+        self.gpu.check(self.graph.launch());
+        COUNT.set(COUNT.get() + 1);
+        *rng = Philox::from_state((seed, step, draw.wrapping_add(self.draws)));
+        self.outputs.clone()
+    }
+}
+
+fn like<T: std::borrow::Borrow<Tensor>>(inputs: &[T]) -> Like {
+    inputs.iter().map(|t| (t.borrow().shape().to_vec(), t.borrow().dtype())).collect()
+}
+
+/// What happens to what this thread asks of a device.
+#[derive(Default)]
+enum Session {
+    /// It is done.
+    #[default]
+    Idle,
+    /// It is done and summed up.
+    Tracing { hash: DefaultHasher, base: Philox, repeats: bool },
+    /// It is recorded, with memory of its own.
+    Recording { private: Arc<Private>, counter: u64 },
+}
+
+thread_local! {
+    static SESSION: RefCell<Session> = RefCell::default();
+    /// Counts the parameters that moved to other memory, where recordings would not find them.
+    static GENERATION: Cell<u64> = const { Cell::new(0) };
+    static NAMES: RefCell<Option<Vec<&'static str>>> = const { RefCell::new(None) };
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+    static OFF: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Replays of this thread so far.
+pub fn replays() -> u64 {
+    COUNT.get()
+}
+
+/// Runs `f` without recording or replaying anything: to find out whether a replay is to blame, and to compare.
+pub fn without_replay<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            OFF.set(self.0);
+        }
+    }
+    let _restore = Restore(OFF.replace(true));
+    f()
+}
+
+/// A parameter lies elsewhere now.
+pub(crate) fn parameter_moved() {
+    GENERATION.set(GENERATION.get() + 1);
+}
+
+fn active() -> bool {
+    SESSION.with_borrow(|s| !matches!(s, Session::Idle))
+}
+
+/// Runs `f` in `session`, which comes back.
+fn within<R>(session: Session, f: impl FnOnce() -> R) -> (R, Session) {
+    SESSION.set(session);
+    let done = catch_unwind(AssertUnwindSafe(f));
+    let session = SESSION.take();
+    (done.unwrap_or_else(|cause| resume_unwind(cause)), session)
+}
+
+/// The names of the kernels that `f` launches on this thread, in order, replays left out.
+pub fn kernels_of<R>(f: impl FnOnce() -> R) -> (R, Vec<&'static str>) {
+    let before = NAMES.replace(Some(Vec::new()));
+    let done = f();
+    (done, NAMES.replace(before).unwrap_or_default())
+}
+
+/// A launch.
+pub(super) fn launched(kernel: Kernel, grid: Grid, args: &[&dyn Arg]) {
+    NAMES.with_borrow_mut(|names| names.as_mut().map(|names| names.push(kernel.symbol)));
+    SESSION.with_borrow_mut(|session| {
+        if let Session::Tracing { hash, base, .. } = session {
+            (kernel, grid).hash(hash);
+            args.iter().for_each(|a| a.same(base).hash(hash));
+        }
+    });
+}
+
+/// Bytes from the host.
+pub(super) fn uploaded(bytes: &[u8]) {
+    SESSION.with_borrow_mut(|session| {
+        if let Session::Tracing { hash, .. } = session {
+            bytes.hash(hash);
+        }
+    });
+}
+
+/// Something that a replay cannot do: reading on the host, copying what is shared. Says why a recording fails.
+pub(super) fn not_repeatable(what: &str) -> std::result::Result<(), String> {
+    SESSION.with_borrow_mut(|session| match session {
+        Session::Tracing { repeats, .. } => {
+            *repeats = false;
+            Ok(())
+        }
+        Session::Recording { .. } => Err(format!("{what} in work that is recorded")),
+        Session::Idle => Ok(()),
+    })
+}
+
+/// The counter that moves the draws of a recording; 0 outside of one.
+pub(super) fn counter() -> u64 {
+    SESSION.with_borrow(|session| match session {
+        Session::Recording { counter, .. } => *counter,
+        _ => 0,
+    })
+}
+
+/// The memory of a recording: never shared with other work, which would not know when a replay writes it.
+pub(super) struct Private {
+    gpu: Gpu,
+    pool: Mutex<Pool>,
+    /// Constants from the host whose last handle is gone: replays still read them.
+    retired: Mutex<Vec<(u64, usize)>>,
+}
+
+/// Whose memory it is.
+#[derive(Default)]
+pub(super) enum Home {
+    #[default]
+    Device,
+    Recording(Arc<Private>),
+    Constant(Arc<Private>),
+}
+
+impl Home {
+    /// That of memory for work, or for bytes from the host.
+    pub(super) fn now(constant: bool) -> Self {
+        SESSION.with_borrow(|session| match session {
+            Session::Recording { private, .. } if constant => Self::Constant(private.clone()),
+            Session::Recording { private, .. } => Self::Recording(private.clone()),
+            _ => Self::Device,
+        })
+    }
+
+    /// Memory of `bytes` bytes.
+    pub(super) fn alloc(&self, backend: &dyn Backend, bytes: usize) -> std::result::Result<u64, String> {
+        match self {
+            Self::Device => backend.alloc(bytes),
+            Self::Constant(_) => backend.alloc(Pool::rounded(bytes)),
+            Self::Recording(private) => match super::locked(&private.pool).take(bytes) {
+                Some(address) => Ok(address),
+                None => backend.alloc(Pool::rounded(bytes)),
+            },
+        }
+    }
+
+    /// Takes it back.
+    pub(super) fn free(&self, memory: &Memory) {
+        let Memory { gpu, address, bytes, .. } = *memory;
+        match self {
+            Self::Device => gpu.context().backend.free(address, bytes),
+            Self::Recording(private) => super::locked(&private.pool).keep(address, bytes),
+            Self::Constant(private) => super::locked(&private.retired).push((address, Pool::rounded(bytes))),
+        }
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let backend = &self.gpu.context().backend;
+        let kept = super::locked(&self.pool).drain();
+        let retired = std::mem::take(&mut *super::locked(&self.retired));
+        kept.into_iter().chain(retired).for_each(|(address, bytes)| backend.free(address, bytes));
+    }
+}
