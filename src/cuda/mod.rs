@@ -226,7 +226,7 @@ impl Held {
     /// Copies `from` here if both are on one device and nobody else holds this memory; a copy of itself is none.
     pub(crate) fn replace(&self, from: &Held) -> bool {
         let alone = self.is_unique() && self.gpu().device() == from.gpu().device();
-        if alone && self.address() != from.address() {
+        if alone {
             self.copy_from(from);
         }
         alone
@@ -241,7 +241,9 @@ impl Held {
     /// Replaces the content by that of memory of the same size.
     fn copy_from(&self, from: &Held) {
         let Memory { gpu, address, bytes, .. } = *self.memory();
-        gpu.check(gpu.context().backend.copy(address, from.memory().address, bytes));
+        if address != from.address() {
+            gpu.check(gpu.context().backend.copy(address, from.address(), bytes));
+        }
     }
 
     /// Moves to a copy of the memory if anybody else holds it.

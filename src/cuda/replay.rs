@@ -4,7 +4,7 @@
 //! numbers, what is copied to the device; draws of random numbers by their distance from the generator's place at the
 //! start. Where both agree, and nothing was read back by the host, the third time is recorded and every later one is a
 //! replay: same kernels, same addresses, the random numbers moved on through a counter in device memory. Work that does
-//! not repeat itself goes on as it is. Results are bit for bit those of running the work.
+//! not repeat itself goes on as it is (SURPRISAL_REPLAY_LOG=1 says why). Results are bit for bit those of running the work.
 
 use super::{Arg, Backend, Fault, Gpu, Graph, Grid, Held, Kernel, Memory, pool::Pool};
 use crate::random::Philox;
@@ -18,7 +18,12 @@ use std::sync::{Arc, Mutex};
 #[derive(Default)]
 pub struct Replay {
     state: State,
+    /// Runs that could not be repeated, or differed from the one before.
+    failures: u32,
 }
+
+/// So many failures, and the work is not looked at any more. A first run may fail that sets things up.
+const PATIENCE: u32 = 3;
 
 #[derive(Default)]
 enum State {
@@ -26,7 +31,7 @@ enum State {
     New,
     /// It ran once, and asked this of the device.
     Seen {
-        trace: u64,
+        trace: Vec<Asked>,
         like: Like,
     },
     /// It ran twice alike.
@@ -40,6 +45,12 @@ enum State {
 
 /// Shapes and dtypes of inputs.
 type Like = Vec<(Vec<usize>, DType)>;
+
+/// Something that was asked of a device: the kernel, and a sum of everything that a repetition must have in common.
+type Asked = (&'static str, u64);
+
+/// What bytes from the host are called among kernels.
+const FROM_HOST: &str = "bytes from the host";
 
 /// What [`Replay::run`] runs.
 pub type Work<'a> = &'a mut dyn FnMut(&[Tensor], &mut Philox) -> Vec<Tensor>;
@@ -79,21 +90,29 @@ impl Replay {
             return self.record(gpu, inputs, rng, work);
         }
         let before = GENERATION.get();
-        let session = Session::Tracing { hash: DefaultHasher::new(), base: rng.clone(), repeats: true };
+        let session = Session::Tracing { trace: Vec::new(), base: rng.clone(), refused: None };
         let (outputs, session) = within(session, || work(&inputs, rng));
-        let Session::Tracing { hash, repeats, .. } = session else { unreachable!("it was tracing") };
-        let trace = hash.finish();
-        self.state = match &self.state {
-            _ if !repeats || before != GENERATION.get() => State::Never,
-            State::Seen { trace: other, like: before } if *before == like => {
-                if *other == trace {
-                    State::Due { like }
-                } else {
-                    State::Never
+        let Session::Tracing { trace, refused, .. } = session else { unreachable!("it was tracing") };
+        let moved = (before != GENERATION.get()).then(|| "a parameter moved to other memory".to_string());
+        let (failed, state) = match &self.state {
+            State::Seen { trace: other, like: before } if *before == like && refused.is_none() => {
+                match difference(other, &trace) {
+                    None => (moved, State::Due { like }),
+                    failed => (failed, State::Seen { trace, like }),
                 }
             }
-            _ => State::Seen { trace, like },
+            _ => (refused.or(moved), State::Seen { trace, like }),
         };
+        self.state = if failed.is_some() && matches!(state, State::Due { .. }) { State::New } else { state };
+        if let Some(why) = failed {
+            self.failures += 1;
+            if std::env::var_os("SURPRISAL_REPLAY_LOG").is_some() {
+                eprintln!("replay: run {} is not repeated: {why}", self.failures);
+            }
+            if self.failures >= PATIENCE {
+                self.state = State::Never;
+            }
+        }
         outputs
     }
 
@@ -135,7 +154,7 @@ impl Recorded {
         let backend = &*gpu.context().backend;
         let inputs: Vec<Tensor> = inputs.iter().map(|t| t.moved(Some(gpu))).collect();
         let counter = gpu.upload(&[0; 16]);
-        let base = rng.clone();
+        let (base, generation) = (rng.clone(), GENERATION.get());
         // What is kept for reuse would stand beside the memory of the recording.
         backend.trim();
         let private = Arc::new(Private { gpu, pool: Mutex::default(), retired: Mutex::default() });
@@ -145,7 +164,7 @@ impl Recorded {
         let graph = backend.end();
         let outputs = done.unwrap_or_else(|cause| resume_unwind(cause));
         let (graph, draws) = (gpu.check(graph), rng.state().2.wrapping_sub(base.state().2));
-        let (like, generation) = (like(&inputs), GENERATION.get());
+        let like = like(&inputs);
         Self { gpu, graph, inputs, outputs, counter, base, draws, like, generation }
     }
 
@@ -178,6 +197,18 @@ impl Recorded {
     }
 }
 
+/// What differs first.
+fn difference(before: &[Asked], now: &[Asked]) -> Option<String> {
+    let at = before.iter().zip(now).position(|(a, b)| a != b);
+    match at {
+        Some(at) => {
+            Some(format!("of {}, number {at} ({}) differs from the run before", now.len(), now[at].0))
+        }
+        None if before.len() == now.len() => None,
+        None => Some(format!("{} launches and copies, then {}", before.len(), now.len())),
+    }
+}
+
 fn like<T: std::borrow::Borrow<Tensor>>(inputs: &[T]) -> Like {
     inputs.iter().map(|t| (t.borrow().shape().to_vec(), t.borrow().dtype())).collect()
 }
@@ -189,7 +220,7 @@ enum Session {
     #[default]
     Idle,
     /// It is done and summed up.
-    Tracing { hash: DefaultHasher, base: Philox, repeats: bool },
+    Tracing { trace: Vec<Asked>, base: Philox, refused: Option<String> },
     /// It is recorded, with memory of its own.
     Recording { private: Arc<Private>, counter: u64 },
 }
@@ -248,9 +279,11 @@ pub fn kernels_of<R>(f: impl FnOnce() -> R) -> (R, Vec<&'static str>) {
 pub(super) fn launched(kernel: Kernel, grid: Grid, args: &[&dyn Arg]) {
     NAMES.with_borrow_mut(|names| names.as_mut().map(|names| names.push(kernel.symbol)));
     SESSION.with_borrow_mut(|session| {
-        if let Session::Tracing { hash, base, .. } = session {
-            (kernel, grid).hash(hash);
-            args.iter().for_each(|a| a.same(base).hash(hash));
+        if let Session::Tracing { trace, base, .. } = session {
+            let mut hash = DefaultHasher::new();
+            (kernel, grid).hash(&mut hash);
+            args.iter().for_each(|a| a.same(base).hash(&mut hash));
+            trace.push((kernel.symbol, hash.finish()));
         }
     });
 }
@@ -258,8 +291,10 @@ pub(super) fn launched(kernel: Kernel, grid: Grid, args: &[&dyn Arg]) {
 /// Bytes from the host.
 pub(super) fn uploaded(bytes: &[u8]) {
     SESSION.with_borrow_mut(|session| {
-        if let Session::Tracing { hash, .. } = session {
-            bytes.hash(hash);
+        if let Session::Tracing { trace, .. } = session {
+            let mut hash = DefaultHasher::new();
+            bytes.hash(&mut hash);
+            trace.push((FROM_HOST, hash.finish()));
         }
     });
 }
@@ -267,8 +302,9 @@ pub(super) fn uploaded(bytes: &[u8]) {
 /// Something that a replay cannot do: reading on the host, copying what is shared. Says why a recording fails.
 pub(super) fn not_repeatable(what: &str) -> std::result::Result<(), String> {
     SESSION.with_borrow_mut(|session| match session {
-        Session::Tracing { repeats, .. } => {
-            *repeats = false;
+        Session::Tracing { trace, refused, .. } => {
+            let last = trace.last().map_or("the start", |(kernel, _)| kernel);
+            refused.get_or_insert_with(|| format!("{what} after {last}"));
             Ok(())
         }
         Session::Recording { .. } => Err(format!("{what} in work that is recorded")),
