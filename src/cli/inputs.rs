@@ -132,7 +132,7 @@ pub fn to_device(model: &dyn Model, common: &Common) -> Result<()> {
     model.to(common.device)?;
     if model.device() != common.device {
         let note = "this model calculates in f64, which devices do not: it runs on the CPU";
-        progress::say(common, note.to_string());
+        progress::say(common, note);
     }
     Ok(())
 }

@@ -11,8 +11,8 @@
 //! Errors of the world (no driver, no memory, a kernel that failed) cannot be returned through an op's `Tensor`; they
 //! unwind as a fault, which [`Device::run`] turns into an [`Error`].
 
-// Without devices nothing reads what launches say; it is still type-checked.
-#![cfg_attr(not(any(feature = "cuda", feature = "emulate")), allow(dead_code))]
+// Only the emulator reads what launches say about themselves; without devices nothing does. It is still type-checked.
+#![cfg_attr(not(feature = "emulate"), allow(dead_code))]
 
 #[cfg(feature = "cuda")]
 mod driver;
@@ -227,6 +227,7 @@ impl Held {
     pub(crate) fn replace(&self, from: &Held) -> bool {
         let alone = self.is_unique() && self.gpu().device() == from.gpu().device();
         if alone {
+            replay::changes(self);
             self.copy_from(from);
         }
         alone
@@ -250,7 +251,7 @@ impl Held {
     fn make_unique(&mut self) {
         if !self.is_unique() {
             let Memory { gpu, bytes, .. } = *self.memory();
-            gpu.check(replay::not_repeatable("shared memory is changed"));
+            gpu.check(replay::copied(self));
             let copy = gpu.alloc(bytes, false);
             copy.copy_from(self);
             *self = copy;
@@ -360,6 +361,7 @@ impl Output {
     /// The memory of a tensor, for kernels that change it in place.
     pub(crate) fn of(held: &mut Held, shape: Shape, dtype: DType) -> Self {
         held.make_unique();
+        replay::changes(held);
         Self { held: held.clone(), shape, dtype }
     }
 }

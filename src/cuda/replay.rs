@@ -6,10 +6,12 @@
 //! replay: same kernels, same addresses, the random numbers moved on through a counter in device memory. Work that does
 //! not repeat itself goes on as it is (SURPRISAL_REPLAY_LOG=1 says why). Results are bit for bit those of running the work.
 
+use super::handle::Watched;
 use super::{Arg, Backend, Fault, Gpu, Graph, Grid, Held, Kernel, Memory, pool::Pool};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex};
@@ -49,8 +51,9 @@ type Like = Vec<(Vec<usize>, DType)>;
 /// Something that was asked of a device: the kernel, and a sum of everything that a repetition must have in common.
 type Asked = (&'static str, u64);
 
-/// What bytes from the host are called among kernels.
+/// What bytes from the host and copies of shared memory are called among kernels.
 const FROM_HOST: &str = "bytes from the host";
+const A_COPY: &str = "a copy of shared memory";
 
 /// What [`Replay::run`] runs.
 pub type Work<'a> = &'a mut dyn FnMut(&[Tensor], &mut Philox) -> Vec<Tensor>;
@@ -74,7 +77,7 @@ impl Replay {
             return work(&inputs.iter().map(|t| t.detach()).collect::<Vec<_>>(), rng);
         };
         if let State::Ready(recorded) = &self.state {
-            if recorded.generation != GENERATION.get() {
+            if recorded.generation != GENERATION.get() || !recorded.changes_nothing_shared() {
                 self.state = State::New;
             } else if recorded.fits(inputs, rng) && !OFF.get() {
                 return recorded.replay(inputs, rng);
@@ -123,6 +126,7 @@ impl Replay {
             Ok(recorded) => {
                 let outputs = recorded.replay(&inputs.iter().collect::<Vec<_>>(), &mut place.clone());
                 self.state = State::Ready(Box::new(recorded));
+                self.failures = 0;
                 outputs
             }
             Err(cause) if cause.is::<Fault>() => {
@@ -145,6 +149,8 @@ struct Recorded {
     base: Philox,
     /// Draws that the work takes.
     draws: u32,
+    /// What it changes in place: nobody else may hold that, or would see it change.
+    changed: Vec<Watched>,
     like: Like,
     generation: u64,
 }
@@ -158,14 +164,20 @@ impl Recorded {
         // What is kept for reuse would stand beside the memory of the recording.
         backend.trim();
         let private = Arc::new(Private { gpu, pool: Mutex::default(), retired: Mutex::default() });
-        let session = Session::Recording { private, counter: counter.memory().address };
+        let session = Session::Recording { private, counter: counter.address(), changed: BTreeMap::new() };
         gpu.check(backend.begin());
-        let done = catch_unwind(AssertUnwindSafe(|| within(session, || work(&inputs, rng)).0));
+        let done = catch_unwind(AssertUnwindSafe(|| within(session, || work(&inputs, rng))));
         let graph = backend.end();
-        let outputs = done.unwrap_or_else(|cause| resume_unwind(cause));
+        let (outputs, session) = done.unwrap_or_else(|cause| resume_unwind(cause));
+        let Session::Recording { changed, .. } = session else { unreachable!("it was recording") };
+        let changed = changed.into_values().collect();
         let (graph, draws) = (gpu.check(graph), rng.state().2.wrapping_sub(base.state().2));
         let like = like(&inputs);
-        Self { gpu, graph, inputs, outputs, counter, base, draws, like, generation }
+        Self { gpu, graph, inputs, outputs, counter, base, draws, changed, like, generation }
+    }
+
+    fn changes_nothing_shared(&self) -> bool {
+        self.changed.iter().all(Watched::has_one_holder)
     }
 
     fn fits(&self, inputs: &[&Tensor], rng: &Philox) -> bool {
@@ -222,7 +234,7 @@ enum Session {
     /// It is done and summed up.
     Tracing { trace: Vec<Asked>, base: Philox, refused: Option<String> },
     /// It is recorded, with memory of its own.
-    Recording { private: Arc<Private>, counter: u64 },
+    Recording { private: Arc<Private>, counter: u64, changed: BTreeMap<u64, Watched> },
 }
 
 thread_local! {
@@ -299,7 +311,22 @@ pub(super) fn uploaded(bytes: &[u8]) {
     });
 }
 
-/// Something that a replay cannot do: reading on the host, copying what is shared. Says why a recording fails.
+/// Memory that is shared and about to be changed is copied first. A recording may do that with its own memory only: of other
+/// memory every replay would take the same old copy.
+pub(super) fn copied(memory: &Held) -> std::result::Result<(), String> {
+    SESSION.with_borrow_mut(|session| match session {
+        Session::Tracing { trace, .. } => {
+            trace.push((A_COPY, memory.memory().bytes as u64));
+            Ok(())
+        }
+        Session::Recording { .. } if matches!(memory.memory().home, Home::Device) => {
+            Err("shared memory is changed in work that is recorded".into())
+        }
+        _ => Ok(()),
+    })
+}
+
+/// Something that a replay cannot do: reading on the host. Says why a recording fails.
 pub(super) fn not_repeatable(what: &str) -> std::result::Result<(), String> {
     SESSION.with_borrow_mut(|session| match session {
         Session::Tracing { trace, refused, .. } => {
@@ -310,6 +337,15 @@ pub(super) fn not_repeatable(what: &str) -> std::result::Result<(), String> {
         Session::Recording { .. } => Err(format!("{what} in work that is recorded")),
         Session::Idle => Ok(()),
     })
+}
+
+/// Memory that is changed in place.
+pub(super) fn changes(memory: &Held) {
+    SESSION.with_borrow_mut(|session| {
+        if let Session::Recording { changed, .. } = session {
+            changed.insert(memory.address(), memory.watch());
+        }
+    });
 }
 
 /// The counter that moves the draws of a recording; 0 outside of one.

@@ -254,7 +254,7 @@ impl Ebm {
             None => self.config.prepare.forward(x, self.dtype, rng),
             Some(rows) => {
                 let (z, volume) = rows.forward(x);
-                (z, Tensor::full(volume, [x.shape()[0]], self.dtype))
+                (z, volume.broadcast_to([x.shape()[0]]))
             }
         }
     }

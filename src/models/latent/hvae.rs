@@ -368,11 +368,8 @@ impl Model for Hvae {
         let mut loss = down.log_likelihood.reshape([b]).affine(-1.0, -of.log_det);
         for kl in &down.kls {
             // A layer within its free bits has no gradient.
-            let used = kl.detach().mean_all().item();
-            loss = match used > free {
-                true => &loss + &kl.reshape([b]),
-                false => loss.affine(1.0, free),
-            };
+            let used = step(&kl.detach().mean_all().affine(1.0, -free));
+            loss = &loss + &(&(&kl.reshape([b]) * &used) + &used.affine(-free, free));
         }
         loss
     }
