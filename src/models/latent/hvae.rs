@@ -25,7 +25,7 @@ use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions, Stat
 use crate::nn::{Init, ParamStore};
 use crate::ops::shape::concat;
 use crate::ops::softmax::logsumexp;
-use crate::ops::unary::relu;
+use crate::ops::unary::{relu, step};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
