@@ -96,7 +96,8 @@ fn line(name: &str, case: &Case, dtype: DType, device: Device, ceiling: Option<C
     let mut rng = Philox::new(2);
     let mut all = || {
         let work = &mut |_: &[Tensor], _: &mut Philox| {
-            (0..calls).map(|_| autograd::no_grad(|| (case.run)(&inputs))).last().unwrap_or_default()
+            (0..calls).for_each(|_| drop(autograd::no_grad(|| (case.run)(&inputs))));
+            Vec::new()
         };
         replay.run(&[], &mut rng, work);
     };

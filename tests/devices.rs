@@ -183,7 +183,7 @@ fn data_is_prepared_on_the_device_as_on_the_cpu() {
         let run = || prepare.forward(&there, DType::F32, &mut Philox::new(3));
         let (got, volume) = device.run(run).expect("runs");
         assert_eq!(got.device(), device);
-        let error = max_error(&[got.on_host()], &[y.clone()]);
+        let error = max_error(&[got.on_host()], std::slice::from_ref(&y));
         assert!(error <= allowed, "{prepare:?}: off by {error:e}");
         let error = max_error(&[volume.on_host()], &[logdet]);
         assert!(error <= 1e-5, "{prepare:?}: log-determinants are off by {error:e}");
