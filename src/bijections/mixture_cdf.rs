@@ -73,6 +73,7 @@ pub(super) fn inverse(y: &Tensor, params: &Tensor, mixture: Mixture) -> Tensor {
 }
 
 fn inverse_in<T: Float>(y: &Tensor, params: &Tensor, mixture: Mixture) -> Tensor {
+    let (place, y, params) = (y, y.on_host(), params.on_host());
     let (ys, ps, p, k) = (y.as_slice::<T>(), params.as_slice::<T>(), mixture.params(), mixture.components);
     let mut out = NewTensor::<T>::new(y.shape());
     let per = par::GRAIN / 16 / p + 1;
@@ -84,7 +85,7 @@ fn inverse_in<T: Float>(y: &Tensor, params: &Tensor, mixture: Mixture) -> Tensor
             *x = <T as Plain>::from_f64(solve(&row[2..], k, logit));
         }
     });
-    out.finish()
+    out.finish().beside(place)
 }
 
 /// x with logit F(x) = `logit`.

@@ -83,7 +83,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
 /// Everything about one model.
 fn page(args: &Args, common: &Common, model: &Path, background: Option<&Path>) -> Result<Page> {
     let scorers = chosen(&args.scorer)?;
-    let mut judges = open(model, background)?;
+    let mut judges = open(common, model, background)?;
     judges.cache = args.cache.clone();
     let open = |path: &PathBuf| {
         let data = args.reading.open_for(path, &judges.model)?;

@@ -323,6 +323,7 @@ fn rms(e: &[Tensor], a: &[Tensor], b: &[Tensor], control: Control) -> f64 {
     use crate::tensor::Plain;
     let (mut sum, mut n) = (0.0, 0);
     for ((e, a), b) in e.iter().zip(a).zip(b) {
+        let (e, a, b) = (e.on_host(), a.on_host(), b.on_host());
         with_float!(e.dtype(), T => {
             let (e, a, b) = (e.as_slice::<T>(), a.as_slice::<T>(), b.as_slice::<T>());
             for ((e, a), b) in e.iter().zip(a).zip(b) {

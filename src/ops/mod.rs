@@ -9,6 +9,7 @@
 //! gradient checks, the dtype checks and the benchmarks.
 
 pub mod actnorm;
+pub mod amp;
 pub mod attention;
 pub mod bernoulli;
 pub mod binary;

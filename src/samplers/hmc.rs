@@ -174,11 +174,12 @@ fn rows(choose: &[bool], a: &Tensor, b: &Tensor) -> Tensor {
     with_arithmetic!(a.dtype(), T => {
         let mut out = NewTensor::<T>::new(a.shape());
         let n = a.len() / choose.len().max(1);
+        let (place, a, b) = (a, a.on_host(), b.on_host());
         let (a, b) = (a.as_slice::<T>(), b.as_slice::<T>());
         for (i, out) in out.as_mut().chunks_mut(n.max(1)).enumerate() {
             out.copy_from_slice(&if choose[i] { a } else { b }[i * n..][..n]);
         }
-        out.finish()
+        out.finish().beside(place)
     })
 }
 
@@ -188,7 +189,7 @@ fn reflected(x: &Tensor, p: &Tensor, [low, high]: [f64; 2]) -> (Tensor, Tensor) 
         return (x.clone(), p.clone());
     }
     with_arithmetic!(x.dtype(), T => {
-        let (mut x, mut p) = (x.detach(), p.detach());
+        let (place, mut x, mut p) = (x, x.on_host(), p.on_host());
         for (x, p) in x.make_mut::<T>().iter_mut().zip(p.make_mut::<T>()) {
             let mut at = Plain::to_f64(*x);
             let mut turned = false;
@@ -203,7 +204,7 @@ fn reflected(x: &Tensor, p: &Tensor, [low, high]: [f64; 2]) -> (Tensor, Tensor) 
                 *p = -p.load();
             }
         }
-        (x, p)
+        (x.beside(place), p.beside(place))
     })
 }
 

@@ -226,11 +226,14 @@ impl Model for CausalCnn {
 
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("causal_cnn", 0)?;
-        let points = Points::new(self);
-        self.ends.draw(n, options.temperature, rng, &|rows| {
-            let mut walk = Walk::new(&points, rows);
-            Box::new(move |t, h| walk.step(t, h))
-        })
+        let drawn = self.store.on_host(|| {
+            let points = Points::new(self);
+            self.ends.draw(n, options.temperature, rng, &|rows| {
+                let mut walk = Walk::new(&points, rows);
+                Box::new(move |t, h| walk.step(t, h))
+            })
+        })?;
+        Ok(drawn.placed())
     }
 
     fn init_from(&self, train: &Dataset, _batch: &Batch, _rng: &mut Philox) {

@@ -282,6 +282,55 @@ impl Made {
         let cell = |i: usize| if rows[i].is_nan() { 0.0 } else { -moments[d + i % d].ln() };
         Tensor::from_fn([rows.len() / d, d], cell).cast(self.dtype)
     }
+
+    /// Column by column in the order of a network drawn for each row.
+    fn drawn(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
+        let (d, k) = (self.cells.len(), self.config.components);
+        let choice = rng.randint(0, self.orders.len() as i32, [n]);
+        let (mut uniforms, mut normals) = (vec![0.0f64; n * d], vec![0.0f64; n * d]);
+        rng.fill_open(&mut uniforms);
+        rng.fill_normal(&mut normals);
+        let (mut rows, moments, mut scratch) =
+            (vec![0.0f64; n * d], self.moments.get().to_f64_vec(), Vec::new());
+        for (o, order) in self.orders.iter().enumerate() {
+            let mine: Vec<usize> = (0..n).filter(|&i| choice.as_slice::<i32>()[i] as usize == o).collect();
+            if mine.is_empty() {
+                continue;
+            }
+            let mut part = vec![0.0f64; mine.len() * d];
+            let mut at = 0;
+            for &column in &order.columns {
+                let cell = self.cells[column];
+                let params = autograd::no_grad(|| {
+                    order.net.flat(&self.encode(order, &part)).narrow(1, at, cell.outputs)
+                });
+                let params = params.cast(DType::F64);
+                for ((row, params), &i) in part
+                    .chunks_exact_mut(d)
+                    .zip(params.as_slice::<f64>().chunks_exact(cell.outputs))
+                    .zip(&mine)
+                {
+                    let logits = if cell.levels.is_some() { params } else { &params[..k] };
+                    let j = pick(logits, options.temperature, uniforms[i * d + column], &mut scratch)?;
+                    row[column] = match cell.levels {
+                        Some(_) => j as f64,
+                        None => {
+                            let deviation = params[2 * k + j].max(LOWEST).exp() * options.temperature;
+                            params[k + j] + deviation * normals[i * d + column]
+                        }
+                    };
+                }
+                at += cell.outputs;
+            }
+            for (row, &i) in part.chunks_exact(d).zip(&mine) {
+                rows[i * d..(i + 1) * d].copy_from_slice(row);
+            }
+        }
+        for (i, x) in rows.iter_mut().enumerate().filter(|(i, _)| self.cells[i % d].levels.is_none()) {
+            *x = *x * moments[d + i % d] + moments[i % d];
+        }
+        Ok(Tensor::from_slice(&rows, [n, d]))
+    }
 }
 
 impl Model for Made {
@@ -342,54 +391,9 @@ impl Model for Made {
         sum.affine(-1.0 / self.orders.len() as f64, 0.0)
     }
 
-    /// Column by column in the order of a network drawn for each row.
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("made", 0)?;
-        let (d, k) = (self.cells.len(), self.config.components);
-        let choice = rng.randint(0, self.orders.len() as i32, [n]);
-        let (mut uniforms, mut normals) = (vec![0.0f64; n * d], vec![0.0f64; n * d]);
-        rng.fill_open(&mut uniforms);
-        rng.fill_normal(&mut normals);
-        let (mut rows, moments, mut scratch) =
-            (vec![0.0f64; n * d], self.moments.get().to_f64_vec(), Vec::new());
-        for (o, order) in self.orders.iter().enumerate() {
-            let mine: Vec<usize> = (0..n).filter(|&i| choice.as_slice::<i32>()[i] as usize == o).collect();
-            if mine.is_empty() {
-                continue;
-            }
-            let mut part = vec![0.0f64; mine.len() * d];
-            let mut at = 0;
-            for &column in &order.columns {
-                let cell = self.cells[column];
-                let params = autograd::no_grad(|| {
-                    order.net.flat(&self.encode(order, &part)).narrow(1, at, cell.outputs)
-                });
-                let params = params.cast(DType::F64);
-                for ((row, params), &i) in part
-                    .chunks_exact_mut(d)
-                    .zip(params.as_slice::<f64>().chunks_exact(cell.outputs))
-                    .zip(&mine)
-                {
-                    let logits = if cell.levels.is_some() { params } else { &params[..k] };
-                    let j = pick(logits, options.temperature, uniforms[i * d + column], &mut scratch)?;
-                    row[column] = match cell.levels {
-                        Some(_) => j as f64,
-                        None => {
-                            let deviation = params[2 * k + j].max(LOWEST).exp() * options.temperature;
-                            params[k + j] + deviation * normals[i * d + column]
-                        }
-                    };
-                }
-                at += cell.outputs;
-            }
-            for (row, &i) in part.chunks_exact(d).zip(&mine) {
-                rows[i * d..(i + 1) * d].copy_from_slice(row);
-            }
-        }
-        for (i, x) in rows.iter_mut().enumerate().filter(|(i, _)| self.cells[i % d].levels.is_none()) {
-            *x = *x * moments[d + i % d] + moments[i % d];
-        }
-        Ok(Tensor::from_slice(&rows, [n, d]))
+        Ok(self.store.on_host(|| self.drawn(n, options, rng))?.placed())
     }
 
     /// Mean and deviation of every numeric column, of the cells that are there; a constant column has the deviation 1.

@@ -234,14 +234,16 @@ impl Model for PixelCnn {
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         let Config { shape: [h, w, c], classes, .. } = self.config;
         options.check("pixelcnn", classes)?;
-        let bytes = with_float!(self.dtype, T => {
-            let points = Points::<T>::new(self, options.label);
-            in_groups(n, h * w * c, h * w * c, rng, |uniforms, images| {
-                points.walk(images.len() / (h * w * c), |at, row, logits, weights| {
-                    let at = row * h * w * c + at;
-                    let k = pick(logits, options.temperature, uniforms[at], weights)?;
-                    images[at] = k as u8;
-                    Ok(images[at])
+        let bytes = self.store.on_host(|| {
+            with_float!(self.dtype, T => {
+                let points = Points::<T>::new(self, options.label);
+                in_groups(n, h * w * c, h * w * c, rng, |uniforms, images| {
+                    points.walk(images.len() / (h * w * c), |at, row, logits, weights| {
+                        let at = row * h * w * c + at;
+                        let k = pick(logits, options.temperature, uniforms[at], weights)?;
+                        images[at] = k as u8;
+                        Ok(images[at])
+                    })
                 })
             })
         })?;

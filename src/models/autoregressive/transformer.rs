@@ -245,11 +245,14 @@ impl Model for Transformer {
 
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("transformer", 0)?;
-        let points = Points::new(self);
-        self.ends.draw(n, options.temperature, rng, &|rows| {
-            let (points, mut cache) = (&points, Cache::new(&points.config, rows));
-            Box::new(move |t, h| points.step(t, h, &mut cache))
-        })
+        let drawn = self.store.on_host(|| {
+            let points = Points::new(self);
+            self.ends.draw(n, options.temperature, rng, &|rows| {
+                let (points, mut cache) = (&points, Cache::new(&points.config, rows));
+                Box::new(move |t, h| points.step(t, h, &mut cache))
+            })
+        })?;
+        Ok(drawn.placed())
     }
 
     fn init_from(&self, train: &Dataset, _batch: &Batch, _rng: &mut Philox) {

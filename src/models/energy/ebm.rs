@@ -15,6 +15,7 @@
 
 use super::{Annealing, EnergyNet, NetKind, Partition, rows::Standard};
 use crate::autograd;
+use crate::cuda::{Device, Replay};
 use crate::data::{Dataset, Prepare, Transform};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions};
@@ -178,6 +179,8 @@ pub struct Ebm {
     partition: Partition,
     dtype: DType,
     safe: Mutex<Safe>,
+    /// A step of the chains that training runs.
+    chain: Mutex<Replay>,
 }
 
 /// Weights to come back to.
@@ -213,7 +216,17 @@ impl Ebm {
         chains.set(&net.noise(*replay, dtype, &mut noise));
         let rows = (shape.len() == 1).then(|| Standard::new(&mut init, shape[0], dtype));
         let partition = Partition::new(&mut init);
-        Ok(Self { config, store, net, replay: chains, rows, partition, dtype, safe: Mutex::default() })
+        Ok(Self {
+            config,
+            store,
+            net,
+            replay: chains,
+            rows,
+            partition,
+            dtype,
+            safe: Mutex::default(),
+            chain: Mutex::default(),
+        })
     }
 
     /// The network.
@@ -241,7 +254,7 @@ impl Ebm {
             None => self.config.prepare.forward(x, self.dtype, rng),
             Some(rows) => {
                 let (z, volume) = rows.forward(x);
-                (z, Tensor::full(volume, [x.shape()[0]], self.dtype))
+                (z, volume.broadcast_to([x.shape()[0]]))
             }
         }
     }
@@ -252,12 +265,23 @@ impl Ebm {
         Langevin { step, noise, clip: if clip > 0.0 { clip } else { f64::INFINITY }, range }
     }
 
-    /// Ends of chains of `steps` Langevin steps from `x`.
-    fn chains(&self, mut x: Tensor, steps: usize, how: Langevin, rng: &mut Philox) -> Tensor {
+    /// Ends of chains of `steps` Langevin steps from `x`; on devices one step is recorded and replayed.
+    fn chains(
+        &self,
+        mut x: Tensor,
+        steps: usize,
+        how: Langevin,
+        rng: &mut Philox,
+        replay: &mut Replay,
+    ) -> Tensor {
         let weights = self.net.weights().detached();
         for _ in 0..steps {
-            let (_, g) = weights.gradient(&x);
-            x = autograd::no_grad(|| langevin(&x, &g, how, rng));
+            let inputs: Vec<&Tensor> = std::iter::once(&x).chain(weights.tensors()).collect();
+            let moved = replay.run(&inputs, rng, &mut |inputs, rng| {
+                let (_, g) = weights.with(&inputs[1..]).gradient(&inputs[0]);
+                vec![autograd::no_grad(|| langevin(&inputs[0], &g, how, rng))]
+            });
+            x = moved.into_iter().next().expect("one output");
         }
         x
     }
@@ -267,21 +291,33 @@ impl Ebm {
         let (size, per) = (self.config.replay, self.config.shape.iter().product::<usize>());
         let order = rng.permutation(size);
         let restart = rng.bernoulli(self.config.restart, [n], self.dtype).to_f64_vec();
-        let mut start = self.net.noise(n, self.dtype, rng);
+        let mut start = self.net.noise(n, self.dtype, rng).on_host();
         with_arithmetic!(self.dtype, T => {
-            let kept = self.replay.get();
+            let kept = self.replay.get().on_host();
             for (i, row) in start.make_mut::<T>().chunks_mut(per).enumerate() {
                 if restart[i] == 0.0 {
                     row.copy_from_slice(&kept.as_slice::<T>()[order[i % size] * per..][..per]);
                 }
             }
             drop(kept);
-            let ends = self.chains(start, self.config.chain.steps, self.langevin(), rng);
-            if ends.to_f64_vec().iter().all(|x| x.is_finite()) {
-                self.replay.update(|kept| {
-                    let kept = kept.make_mut::<T>();
-                    for (i, row) in ends.as_slice::<T>().chunks(per).enumerate() {
+            let ends = {
+                let mut replay = self.chain.lock().unwrap_or_else(|e| e.into_inner());
+                self.chains(start.placed(), self.config.chain.steps, self.langevin(), rng, &mut replay)
+            };
+            let rows = ends.on_host();
+            let rows = rows.as_slice::<T>();
+            if rows.iter().all(|x| crate::tensor::Plain::to_f64(*x).is_finite()) {
+                let put = |kept: &mut [T]| {
+                    for (i, row) in rows.chunks(per).enumerate() {
                         kept[order[i % size] * per..][..per].copy_from_slice(row);
+                    }
+                };
+                self.replay.update(|kept| match kept.device() {
+                    Device::Cpu => put(kept.make_mut::<T>()),
+                    _ => {
+                        let mut host = kept.on_host();
+                        put(host.make_mut::<T>());
+                        *kept = host.beside(kept);
                     }
                 });
             }
@@ -349,7 +385,7 @@ impl Model for Ebm {
         let how = self.langevin();
         let how = Langevin { noise: how.noise * options.temperature, ..how };
         let start = self.net.noise(n, self.dtype, rng);
-        let x = self.chains(start, self.config.sample_steps, how, rng);
+        let x = self.chains(start, self.config.sample_steps, how, rng, &mut Replay::new());
         if x.to_f64_vec().iter().any(|x| !x.is_finite()) {
             return Err(Error::new(ErrorKind::NonFinite, "ebm: a chain that samples diverged"));
         }

@@ -1,5 +1,6 @@
 //! From rows of a table to numbers near 0, with log-determinants; the statistics are saved with the model.
 
+use crate::cuda::Device;
 use crate::data::{Dataset, Transform};
 use crate::nn::{Init, Initial, Param};
 use crate::tensor::{DType, Tensor};
@@ -28,10 +29,16 @@ impl Standard {
         self.scale.set(&of(&std));
     }
 
-    /// z and log |det dz/dx|, the same for every row.
-    pub(super) fn forward(&self, x: &Tensor) -> (Tensor, f64) {
+    /// z and log |det dz/dx|, a scalar, the same for every row.
+    pub(super) fn forward(&self, x: &Tensor) -> (Tensor, Tensor) {
         let scale = self.scale.get();
-        let volume = -scale.to_f64_vec().into_iter().map(f64::ln).sum::<f64>();
+        let volume = match scale.device() {
+            Device::Cpu => {
+                let logs = scale.to_f64_vec().into_iter().map(f64::ln);
+                Tensor::scalar(-logs.sum::<f64>(), self.dtype)
+            }
+            _ => -&scale.ln().sum_all(),
+        };
         (&(&x.cast(self.dtype) - &self.mean.get()) / &scale, volume)
     }
 

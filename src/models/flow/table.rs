@@ -144,8 +144,11 @@ impl Rows {
 
     /// log p(x) (B,) from the latents and the log-determinants of a flow on z₀, under the normal base.
     pub(super) fn nats(&self, z: &Tensor, logdet: &Tensor) -> Tensor {
-        let volume = self.scale.get().to_f64_vec().into_iter().map(f64::ln).sum::<f64>();
-        (&normal_logp(z) + logdet).affine(1.0, -volume)
+        let (nats, scale) = (&normal_logp(z) + logdet, self.scale.get());
+        if scale.gpu().is_some() {
+            return &nats - &scale.ln().sum_all();
+        }
+        nats.affine(1.0, -scale.to_f64_vec().into_iter().map(f64::ln).sum::<f64>())
     }
 
     /// `n` latents from the base.
