@@ -225,7 +225,8 @@ fn synthetic(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor 
     Tensor::from_fn(&sizes, |i| bytes[i] as u8)
 }
 
-fn train_step(
+/// One step of training: forward, backward, Adam.
+pub(super) fn train_step(
     model: &dyn Model,
     batch: &Batch,
     rng: &mut Philox,

@@ -10,9 +10,11 @@ mod demo;
 mod detect;
 mod eval;
 mod evidence;
+mod families;
 mod info;
 mod inputs;
 mod list;
+mod nab;
 mod output;
 mod progress;
 mod sample;
@@ -69,7 +71,7 @@ enum Command {
     /// Find the intervals of a time series that stand out, step by step, without looking ahead
     Series(series::Args),
     /// Score the streaming model on a folder of the Numenta Anomaly Benchmark
-    Nab(series::NabArgs),
+    Nab(nab::Args),
     /// Rank the rows of a file by a classical detector, or judge them against clean reference data
     Detect(detect::Args),
     /// Draw samples from a trained model
@@ -113,7 +115,7 @@ fn run(Cli { common, command }: &Cli) -> Result<()> {
         Command::Score(args) => score::run(args, common),
         Command::Eval(args) => eval::run(args, common),
         Command::Series(args) => series::run(args, common),
-        Command::Nab(args) => series::nab(args, common),
+        Command::Nab(args) => nab::run(args, common),
         Command::Detect(args) => detect::run(args, common),
         Command::Sample(args) => sample::run(args, common),
         Command::List(args) => list::run(args, common),
