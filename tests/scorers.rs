@@ -351,7 +351,9 @@ fn judges_ask_every_model_once_and_keep_the_answers() {
 fn batch_norm_has_a_model_that_tells_it() {
     let curve = |n: usize, seed: u64, shift: f64| {
         let z = Philox::new(seed).normal([n, 2], DType::F64).to_f64_vec();
-        let at = |i: usize| if i % 2 == 0 { z[i] + shift } else { z[i - 1] * z[i - 1] - 1.0 + 0.3 * z[i] };
+        let at = |i: usize| {
+            if i.is_multiple_of(2) { z[i] + shift } else { z[i - 1] * z[i - 1] - 1.0 + 0.3 * z[i] }
+        };
         Dataset::new("curve", Tensor::from_fn([n, 2], |i| at(i) as f32))
     };
     let mut recipe = config::find(MODELS, "realnvp_table").unwrap();

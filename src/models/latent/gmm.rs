@@ -31,8 +31,8 @@ pub const INFO: ModelInfo = ModelInfo {
     family: "latent",
     summary: "Gaussian mixture by expectation maximisation: full, tied or diagonal covariances, BIC (Dempster et al. 1977)",
     objective: "surprisal, nats",
-    reproduce: "cargo run --release --example one_class -- adbench gmm --set train.validation=0 --seeds 3: mean AUROC .819, \
-                AUPR .673 over 21 tables (five components in PyOD: AUROC .821)",
+    reproduce: "surprisal adbench FOLDER --models gmm --set train.validation=0: mean AUROC .828 over 20 tables, three seeds \
+                (benches/results/tables.md); five components in PyOD: .821 over 21",
     presets: &[("gmm", GMM), ("gmm_5", GMM_5)],
     tiny: &["shape=[2]", "components=2"],
     build: |config, rng| {
