@@ -144,6 +144,7 @@ pub static OPS: &[&OpInfo] = &[
     &rotary::OP,
     &attention::OP,
     &gaussian_mixture::OP,
+    &gaussian_mixture::LOGISTIC,
 ];
 
 /// Whether a fused op without kernels of its own runs as its composite: inside

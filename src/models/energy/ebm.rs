@@ -9,6 +9,10 @@
 //!
 //! **Kind.** Unnormalised, until `annealing` has estimated log Z at the end of training: then an estimate, whose 95 %
 //! interval is saved with the model.
+//! **Step size.** Chains without rejection cannot follow structure narrower than a few of their steps: around a well of
+//! curvature κ they spread to 1 / (κ (1 − κ step / 2)), at least 2 step. Where the data are narrower, training deepens the
+//! well until the chains become unstable at κ = 2 / step, and the density that is left is not that of the chains. `step`
+//! has to be small beside the variance of the narrowest structure.
 //! **Divergence.** Every 50 steps with finite, bounded energies the weights are remembered. When an energy is not finite
 //! or its mean exceeds `limit`, they are brought back and all chains restart from noise; ten times in a row end the
 //! training.
@@ -71,7 +75,7 @@ shape = [8]
 channels = []
 hidden = [128, 128]
 spectral_norm = false
-chain = { steps = 40, step = 0.05, noise = 0.3162, clip = 0.0 }
+chain = { steps = 40, step = 0.01, noise = 0.14142, clip = 0.0 }
 sample_steps = 500
 replay = 4096
 restart = 0.05
@@ -84,6 +88,7 @@ prepare = []
 steps = 1500
 batch = 128
 lr = 1e-3
+betas = [0.0, 0.999]
 schedule = { curve = "cosine" }
 clip = 5.0
 "#;
