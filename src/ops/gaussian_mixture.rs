@@ -9,7 +9,8 @@
 //! without bound. A missing number (NaN) has 0 nats, which marginalises it, and no gradient. 12 K bytes and about 30 K
 //! flops per number, 60 K if logistic. On devices the logistic form runs as its composite.
 
-use super::{Case, OpInfo, binary, cast::cast, normal, shape, softmax, softmax::Level, unary};
+use super::logistic_mixture::{LANES, lanes_logsumexp};
+use super::{Case, OpInfo, binary, cast::cast, normal, shape, softmax, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
 use crate::cuda::{self, Gpu, Grid, Kernels};
@@ -111,11 +112,11 @@ pub fn mixture(x: &Tensor, params: &Tensor, component: Component, lowest: f64) -
         let mut slopes = NewTensor::<T>::new(if recording { params.shape() } else { &[0] });
         if recording {
             par::chunks_mut2(slopes.as_mut(), CHUNK * 3 * k, &mut found, CHUNK, |i, slopes, found| {
-                run(&source, i * CHUNK, found, slopes, 3 * k);
+                run(&source, i * CHUNK, found, slopes);
             });
         } else {
             par::chunks_mut(&mut found, CHUNK, |i, found| {
-                run(&source, i * CHUNK, found, &mut vec![zero; 3 * k], 0);
+                run(&source, i * CHUNK, found, &mut []);
             });
         }
         let part = |part: usize| Tensor::from_fn(x.shape(), |i| found[i][part]);
@@ -156,62 +157,109 @@ struct Source<'a, T> {
 
 impl<T: Float> Source<'_, T> {
     /// Numbers from `first` on: nats and their derivative by x into `found`, the derivatives by the parameters into
-    /// `slopes`, `stride` apart.
-    fn run<const LOGISTIC: bool>(&self, first: usize, found: &mut [[T; 2]], slopes: &mut [T], stride: usize) {
-        let width = 3 * self.k;
+    /// `slopes`, unless it is empty. A number in each lane: a row of components is shorter than a vector.
+    fn run<const LOGISTIC: bool>(&self, first: usize, found: &mut [[T; 2]], slopes: &mut [T]) {
+        let (width, zero) = (3 * self.k, T::from_f64(0.0));
+        let mut params = vec![[zero; LANES]; width];
+        let mut grads = params.clone();
         simd::vectorize_for::<T, _>(
             #[inline(always)]
             || {
-                for (j, found) in found.iter_mut().enumerate() {
-                    let params = &self.params[(first + j) * width..][..width];
-                    *found =
-                        self.one::<LOGISTIC>(self.x[first + j], params, &mut slopes[j * stride..][..width]);
+                for (block, found) in found.chunks_mut(LANES).enumerate() {
+                    let (at, n) = (block * LANES, found.len());
+                    let mut x = [zero; LANES];
+                    for lane in 0..LANES {
+                        let from = first + at + if lane < n { lane } else { 0 };
+                        x[lane] = self.x[from];
+                        for (to, v) in params.iter_mut().zip(&self.params[from * width..][..width]) {
+                            to[lane] = *v;
+                        }
+                    }
+                    let [nats, dx] = self.lanes::<LOGISTIC>(&x, &params, &mut grads);
+                    for (lane, found) in found.iter_mut().enumerate() {
+                        let there = !x[lane].to_f64().is_nan();
+                        *found = if there { [nats[lane], dx[lane]] } else { [zero; 2] };
+                        if !slopes.is_empty() {
+                            for (to, g) in slopes[(at + lane) * width..][..width].iter_mut().zip(&grads) {
+                                *to = if there { g[lane] } else { zero };
+                            }
+                        }
+                    }
                 }
             },
         )
     }
 
-    /// ln f(z), and its derivative with the other sign.
+    /// ln f(z).
     #[inline(always)]
-    fn standard<const LOGISTIC: bool>(z: T) -> [T; 2] {
-        let (half, two) = (T::from_f64(0.5), T::from_f64(2.0));
+    fn log_density<const LOGISTIC: bool>(z: T) -> T {
         if LOGISTIC {
-            let size = z.max(-z);
-            [-(size + two * (-size).softplus()), (half * z).tanh()]
+            let size = z.abs();
+            -(size + T::from_f64(2.0) * (-size).softplus())
         } else {
-            [-(half * z * z) - T::from_f64(HALF_LN_TAU), z]
+            -(T::from_f64(0.5) * z * z) - T::from_f64(HALF_LN_TAU)
         }
     }
 
+    /// −d ln f(z) / dz.
     #[inline(always)]
-    fn one<const LOGISTIC: bool>(&self, x: T, params: &[T], slopes: &mut [T]) -> [T; 2] {
+    fn pull<const LOGISTIC: bool>(z: T) -> T {
+        if LOGISTIC { (T::from_f64(0.5) * z).tanh() } else { z }
+    }
+
+    /// Nats and their derivatives by x; the derivatives by the parameters into `grads`. Short loops: long ones do not
+    /// become vectors.
+    #[inline(always)]
+    fn lanes<const LOGISTIC: bool>(
+        &self,
+        x: &[T; LANES],
+        params: &[[T; LANES]],
+        grads: &mut [[T; LANES]],
+    ) -> [[T; LANES]; 2] {
         let (k, zero, one) = (self.k, T::from_f64(0.0), T::from_f64(1.0));
-        if x.to_f64().is_nan() {
-            slopes.fill(zero);
-            return [zero, zero];
-        }
         let (logits, means, scales) = (&params[..k], &params[k..2 * k], &params[2 * k..3 * k]);
-        let (joint, rest) = slopes.split_at_mut(k);
+        let (joint, rest) = grads.split_at_mut(k);
         let (z, rate) = rest.split_at_mut(k);
         // First ln of weight and density of each component, its z and e^{−s}.
         for i in 0..k {
-            let s = scales[i].max(self.lowest);
-            rate[i] = (-s).exp();
-            z[i] = (x - means[i]) * rate[i];
-            joint[i] = logits[i] - s + Self::standard::<LOGISTIC>(z[i])[0];
+            for l in 0..LANES {
+                rate[i][l] = (-scales[i][l].max(self.lowest)).exp();
+            }
+            for l in 0..LANES {
+                z[i][l] = (x[l] - means[i][l]) * rate[i][l];
+            }
+            for l in 0..LANES {
+                joint[i][l] = Self::log_density::<LOGISTIC>(z[i][l]);
+            }
+            for l in 0..LANES {
+                joint[i][l] = logits[i][l] - scales[i][l].max(self.lowest) + joint[i][l];
+            }
         }
-        let (prior, all) = (Level::of(logits), Level::of(joint));
-        let mut dx = zero;
+        let (prior, all) = (lanes_logsumexp(logits), lanes_logsumexp(joint));
+        let (mut nats, mut dx) = ([zero; LANES], [zero; LANES]);
+        for l in 0..LANES {
+            nats[l] = (all[0][l] - prior[0][l]) + (all[1][l] - prior[1][l]);
+        }
+        let mut pull = [zero; LANES];
         for i in 0..k {
-            let share = all.log_p(joint[i]).exp();
-            let slope = Self::standard::<LOGISTIC>(z[i])[1];
-            let pull = share * slope * rate[i];
-            let spread = if scales[i] < self.lowest { zero } else { share * (z[i] * slope - one) };
-            joint[i] = share - prior.log_p(logits[i]).exp();
-            (z[i], rate[i]) = (pull, spread);
-            dx += -pull;
+            for l in 0..LANES {
+                joint[i][l] = ((joint[i][l] - all[0][l]) - all[1][l]).exp();
+            }
+            for l in 0..LANES {
+                pull[l] = Self::pull::<LOGISTIC>(z[i][l]);
+            }
+            for l in 0..LANES {
+                let share = joint[i][l];
+                let spread = share * (z[i][l] * pull[l] - one);
+                z[i][l] = share * pull[l] * rate[i][l];
+                rate[i][l] = if scales[i][l] < self.lowest { zero } else { spread };
+                dx[l] += -z[i][l];
+            }
+            for l in 0..LANES {
+                joint[i][l] += -((logits[i][l] - prior[0][l]) - prior[1][l]).exp();
+            }
         }
-        [(all.top - prior.top) + (all.log_sum - prior.log_sum), dx]
+        [nats, dx]
     }
 }
 

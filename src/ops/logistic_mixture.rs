@@ -42,7 +42,7 @@ const BACKWARD: Kernels = Kernels::new(
 
 const HALF_BIN: f64 = 1.0 / 255.0;
 const LOWEST_LOG_SCALE: f64 = -7.0;
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Pixels per parallel chunk, a multiple of `LANES`.
 const CHUNK: usize = 256;
 
@@ -280,8 +280,9 @@ fn couplings(channel: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// Per lane the maximum of the rows and ln Σ e^{x − maximum}.
 #[inline(always)]
-fn lanes_logsumexp<F: Float>(rows: &[[F; LANES]]) -> [[F; LANES]; 2] {
-    let mut top = rows[0];
+pub(super) fn lanes_logsumexp<F: Float>(rows: &[[F; LANES]]) -> [[F; LANES]; 2] {
+    // Not below what f32 holds, so that rows of −∞ give −∞ and not NaN.
+    let mut top = [F::from_f64(f32::MIN as f64); LANES];
     for row in rows {
         top.iter_mut().zip(row).for_each(|(t, x)| *t = t.max(*x));
     }
