@@ -11,17 +11,16 @@ mod elementwise;
 mod flow_step;
 mod layers;
 mod linear;
-mod mixture_cdf;
 mod residual;
 mod reversible;
 
+pub use crate::ops::mixture_cdf::Mixture;
 pub use continuous::Continuous;
 pub use conv_coupled::ConvCoupled;
 pub use elementwise::{Autoregressive, Coupled, Elementwise};
 pub use flow_step::{FlowStep, Mixing};
 pub use layers::{Actnorm, AffineCoupling, DenseConv, PluConv, Squeeze};
 pub use linear::{Inverse, Logit, LuLinear, Permutation};
-pub use mixture_cdf::Mixture;
 pub use residual::Residual;
 pub use reversible::{Memory, reversible};
 

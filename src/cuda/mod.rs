@@ -24,7 +24,7 @@ mod launch;
 mod pool;
 
 pub(crate) use handle::{Gpu, Held};
-pub(crate) use launch::{Arg, Grid, Kernels, Optional, Struct, Words};
+pub(crate) use launch::{Arg, Grid, Kernels, Optional, Struct, Wanted, Words};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DType, Shape, Tensor};

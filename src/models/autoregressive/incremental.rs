@@ -59,17 +59,18 @@ impl<E: Elem> Grid<E> {
 pub(super) struct PointConv<E> {
     /// Offsets (rows, columns) of the taps that the mask keeps.
     pub(super) taps: Vec<[isize; 2]>,
-    inputs: usize,
+    pub(super) inputs: usize,
     /// Output channels of each colour.
-    outputs: usize,
+    pub(super) outputs: usize,
     /// Per colour (taps · inputs, outputs) and (outputs).
-    weights: Vec<(Vec<E>, Vec<E>)>,
+    pub(super) weights: Vec<(Vec<E>, Vec<E>)>,
 }
 
 impl<E: Elem> PointConv<E> {
     /// The masked convolution of `weight` (K, K, Cin, Cout) and `bias` (Cout), to which `extra` (Cout) is added.
     pub(super) fn masked(weight: &Tensor, bias: &Tensor, extra: Option<&[E]>, mask: Mask) -> Self {
         let [k, _, cin, cout] = weight.dims();
+        let (weight, bias) = (weight.moved(None), bias.moved(None));
         let (ws, bs) = (weight.as_slice::<E>(), with_extra(bias.as_slice::<E>(), extra));
         let (group_in, outputs) = (cin / mask.colours, cout / mask.colours);
         let middle = k / 2;
