@@ -5,6 +5,8 @@
 //! crate slow to compile.
 
 use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Elements that one task should own at least: below it a thread costs more than it brings.
 pub const GRAIN: usize = 16 * 1024;
@@ -34,13 +36,47 @@ impl<T> Shared<T> {
     }
 }
 
+/// One thread's part of the calls: it takes them from the front, threads that are done with theirs from the back.
+/// Neighbours stay together, and most calls meet the memory that the same thread touched before.
+#[repr(align(64))]
+struct Share {
+    calls: Range<usize>,
+    claimed: AtomicUsize,
+    helped: AtomicUsize,
+}
+
+impl Share {
+    fn claim(&self) -> bool {
+        self.claimed.fetch_add(1, Ordering::Relaxed) < self.calls.len()
+    }
+
+    fn work(&self, f: &(dyn Fn(usize) + Sync)) {
+        self.calls.clone().take_while(|_| self.claim()).for_each(f);
+    }
+
+    fn help(&self, f: &(dyn Fn(usize) + Sync)) {
+        while self.claim() {
+            f(self.calls.end - 1 - self.helped.fetch_add(1, Ordering::Relaxed));
+        }
+    }
+}
+
 /// Calls `f(0..n)`, in parallel when asked and possible.
 pub(crate) fn each(parallel: bool, n: usize, f: &(dyn Fn(usize) + Sync)) {
-    if parallel && n > 1 && rayon::current_num_threads() > 1 {
-        (0..n).into_par_iter().with_max_len(1).for_each(f);
-    } else {
-        (0..n).for_each(f);
+    let threads = if parallel { rayon::current_num_threads().min(n) } else { 1 };
+    if threads <= 1 {
+        return (0..n).for_each(f);
     }
+    let share = |t: usize| Share {
+        calls: t * n / threads..(t + 1) * n / threads,
+        claimed: AtomicUsize::new(0),
+        helped: AtomicUsize::new(0),
+    };
+    let shares: Vec<Share> = (0..threads).map(share).collect();
+    (0..threads).into_par_iter().with_max_len(1).for_each(|t| {
+        shares[t].work(f);
+        (1..threads).for_each(|i| shares[(t + i) % threads].help(f));
+    });
 }
 
 /// Calls `f(i)` for `i` in `0..n`, in parallel; `cost` is the rough number of elements touched per call.

@@ -70,76 +70,111 @@ impl Coupling {
         }
     }
 
-    /// e^ℓ(s) into `scale` and ℓ(s) in place of s.
+    /// e^ℓ(s) into `scale` and ℓ(s) in place of s. A loop for each: together they are too long to become vectors.
+    #[inline(always)]
     fn scales<A: Float>(self, s: &mut [A], scale: &mut [A]) {
         let (half, two) = (A::from_f64(0.5), A::from_f64(2.0));
         match self {
-            Coupling::Sigmoid => each(
+            Coupling::Sigmoid => {
+                zip(
+                    s,
+                    scale,
+                    #[inline(always)]
+                    |s| (s + two).sigmoid(),
+                );
+                each(
+                    s,
+                    #[inline(always)]
+                    |s| -(-(s + two)).softplus(),
+                );
+            }
+            Coupling::Exp => zip(
                 s,
                 scale,
                 #[inline(always)]
-                |s| (-(-(s + two)).softplus(), (s + two).sigmoid()),
+                |s| s.exp(),
             ),
-            Coupling::Exp => each(
-                s,
-                scale,
-                #[inline(always)]
-                |s| (s, s.exp()),
-            ),
-            Coupling::Tanh => each(
-                s,
-                scale,
-                #[inline(always)]
-                |s| {
-                    let log = two * (s * half).tanh();
-                    (log, log.exp())
-                },
-            ),
+            Coupling::Tanh => {
+                each(
+                    s,
+                    #[inline(always)]
+                    |s| two * (s * half).tanh(),
+                );
+                zip(
+                    s,
+                    scale,
+                    #[inline(always)]
+                    |log| log.exp(),
+                );
+            }
             Coupling::Additive => scale.fill(A::from_f64(1.0)),
         }
     }
 
     /// e^ℓ(s) into `scale` and ℓ'(s) in place of s.
+    #[inline(always)]
     fn slopes<A: Float>(self, s: &mut [A], scale: &mut [A]) {
         let (half, one, two) = (A::from_f64(0.5), A::from_f64(1.0), A::from_f64(2.0));
         match self {
-            Coupling::Sigmoid => each(
-                s,
-                scale,
-                #[inline(always)]
-                |s| ((-(s + two)).sigmoid(), (s + two).sigmoid()),
-            ),
-            Coupling::Exp => each(
-                s,
-                scale,
-                #[inline(always)]
-                |s| (one, s.exp()),
-            ),
-            Coupling::Tanh => each(
-                s,
-                scale,
-                #[inline(always)]
-                |s| {
-                    let t = (s * half).tanh();
-                    (one - t * t, (two * t).exp())
-                },
-            ),
+            Coupling::Sigmoid => {
+                zip(
+                    s,
+                    scale,
+                    #[inline(always)]
+                    |s| (s + two).sigmoid(),
+                );
+                each(
+                    s,
+                    #[inline(always)]
+                    |s| (-(s + two)).sigmoid(),
+                );
+            }
+            Coupling::Exp => {
+                zip(
+                    s,
+                    scale,
+                    #[inline(always)]
+                    |s| s.exp(),
+                );
+                s.fill(one);
+            }
+            Coupling::Tanh => {
+                each(
+                    s,
+                    #[inline(always)]
+                    |s| (s * half).tanh(),
+                );
+                zip(
+                    s,
+                    scale,
+                    #[inline(always)]
+                    |t| (two * t).exp(),
+                );
+                each(
+                    s,
+                    #[inline(always)]
+                    |t| one - t * t,
+                );
+            }
             Coupling::Additive => scale.fill(one),
         }
     }
 }
 
-/// (s, scale) = f(s), vectorised.
+/// s = f(s), inside a vectorised function.
 #[inline(always)]
-fn each<A: Float>(s: &mut [A], scale: &mut [A], f: impl Fn(A) -> (A, A)) {
-    simd::vectorize_for::<A, _>(
-        #[inline(always)]
-        || {
-            for (s, k) in s.iter_mut().zip(scale) {
-                (*s, *k) = f(*s);
-            }
-        },
-    )
+fn each<A: Float>(s: &mut [A], f: impl Fn(A) -> A) {
+    for s in s {
+        *s = f(*s);
+    }
+}
+
+/// out = f(s), inside a vectorised function.
+#[inline(always)]
+fn zip<A: Float>(s: &[A], out: &mut [A], f: impl Fn(A) -> A) {
+    for (s, out) in s.iter().zip(out) {
+        *out = f(*s);
+    }
 }
 
 /// Sizes of a call: examples, positions per example, channels of x, of b, of h.

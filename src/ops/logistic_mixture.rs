@@ -291,7 +291,10 @@ fn lanes_logsumexp<F: Float>(rows: &[[F; LANES]]) -> [[F; LANES]; 2] {
             sum[lane] += (row[lane] - top[lane]).exp();
         }
     }
-    [top, sum.map(|s| s.ln())]
+    for s in &mut sum {
+        *s = s.ln();
+    }
+    [top, sum]
 }
 
 /// Log-likelihood in nats of each pixel of `x` (..., C) u8 under `params` (..., P): shape (...).

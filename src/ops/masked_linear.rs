@@ -11,6 +11,7 @@ use super::matmul::{act_backward, composite as linear_composite};
 use super::{Case, OpInfo, binary, normal, reduce, shape};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm};
+use crate::cpu::par;
 use crate::cuda::{self, Gpu, Grid, Kernels};
 use crate::tensor::{DType, Elem, NewTensor, Tensor, with_float};
 use std::sync::{Arc, OnceLock};
@@ -215,6 +216,11 @@ fn mask<E: Elem>(w: &Tensor, stairs: &Staircase) -> Tensor {
     out.finish()
 }
 
+/// Rows of a task, which goes through all blocks: one parallel region, and some rows for each packed block.
+fn rows_per_task(m: usize) -> usize {
+    m.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(12).max(96)
+}
+
 fn forward<E: Elem>(x: &Tensor, w: &Tensor, bias: &Tensor, stairs: &Staircase, act: Act) -> Tensor {
     let (k, n) = (stairs.inputs(), stairs.outputs());
     let (xs, ws, bs) = (x.as_slice::<E>(), w.as_slice::<E>(), bias.as_slice::<E>());
@@ -222,11 +228,15 @@ fn forward<E: Elem>(x: &Tensor, w: &Tensor, bias: &Tensor, stairs: &Staircase, a
     let mut shape = x.shape().to_vec();
     shape[x.rank() - 1] = n;
     let mut out = NewTensor::<E>::new(&shape);
-    for (from, to) in Staircase::cuts(n).filter(|c| c.1 > c.0 && m > 0) {
-        let epilogue = Epilogue { bias: Some(&bs[from..to]), act, ..Epilogue::default() };
-        let (a, b) = (Mat::new(xs, k), Mat::new(&ws[from..], n));
-        gemm(m, to - from, stairs.reach[to - 1], a, b, &mut out.as_mut()[from..], n, &epilogue);
-    }
+    let rows = rows_per_task(m);
+    par::chunks_mut(out.as_mut(), rows * n, |task, out| {
+        let m = out.len() / n;
+        for (from, to) in Staircase::cuts(n) {
+            let epilogue = Epilogue { bias: Some(&bs[from..to]), act, ..Epilogue::default() };
+            let (a, b) = (Mat::new(&xs[task * rows * k..], k), Mat::new(&ws[from..], n));
+            gemm(m, to - from, stairs.reach[to - 1], a, b, &mut out[from..], n, &epilogue);
+        }
+    });
     out.finish()
 }
 
@@ -235,12 +245,18 @@ fn input_grad<E: Elem>(g: &Tensor, w: &Tensor, x: &Tensor, stairs: &Staircase, g
     let (gs, ws, xs) = (g.as_slice::<E>(), w.as_slice::<E>(), x.as_slice::<E>());
     let m = x.len() / k.max(1);
     let mut out = NewTensor::<E>::new(x.shape());
-    for (from, to) in Staircase::cuts(k).filter(|c| c.1 > c.0 && m > 0) {
-        let first = stairs.first(from);
-        let epilogue = Epilogue { gate: gated.then(|| &xs[from..]), ..Epilogue::default() };
-        let (a, b) = (Mat::new(&gs[first.min(n - 1)..], n), Mat::t(&ws[from * n + first.min(n - 1)..], n));
-        gemm(m, to - from, n - first, a, b, &mut out.as_mut()[from..], k, &epilogue);
-    }
+    let rows = rows_per_task(m);
+    par::chunks_mut(out.as_mut(), rows * k, |task, out| {
+        let m = out.len() / k;
+        for (from, to) in Staircase::cuts(k) {
+            let first = stairs.first(from);
+            let gate = gated.then(|| &xs[task * rows * k + from..]);
+            let epilogue = Epilogue { gate, ..Epilogue::default() };
+            let g = &gs[task * rows * n + first.min(n - 1)..];
+            let (a, b) = (Mat::new(g, n), Mat::t(&ws[from * n + first.min(n - 1)..], n));
+            gemm(m, to - from, n - first, a, b, &mut out[from..], k, &epilogue);
+        }
+    });
     out.finish()
 }
 

@@ -156,7 +156,17 @@ fn gather_strided<T: Plain>(xs: &[T], offset: usize, shape: &[usize], steps: &[u
             _ => dims.push((n, s)),
         }
     }
-    let (inner, step) = dims.pop().unwrap_or((1, 1));
+    let (n, step) = dims.pop().unwrap_or((1, 1));
+    let (rows_are_runs, mut inner) = (step == 1 && n >= 8, n);
+    // Short or scattered rows are taken together: where the elements of such a block lie is worked out once.
+    let mut places: Vec<usize> = if rows_are_runs { Vec::new() } else { (0..n).map(|i| i * step).collect() };
+    while let (false, Some(&(n, s))) = (rows_are_runs, dims.last())
+        && inner * n <= 4096
+    {
+        places = (0..n).flat_map(|i| places.iter().map(move |p| i * s + p)).collect();
+        inner *= n;
+        dims.pop();
+    }
     let rows = (par::GRAIN / inner).max(1);
     par::chunks_mut(out.as_mut(), rows * inner, |c, out| {
         for (r, row) in out.chunks_mut(inner).enumerate() {
@@ -165,10 +175,10 @@ fn gather_strided<T: Plain>(xs: &[T], offset: usize, shape: &[usize], steps: &[u
                 at += (rest % n) * s;
                 rest /= n;
             }
-            if step == 1 {
+            if rows_are_runs {
                 row.copy_from_slice(&xs[at..at + inner]);
             } else {
-                row.iter_mut().enumerate().for_each(|(i, y)| *y = xs[at + i * step]);
+                row.iter_mut().zip(&places).for_each(|(y, p)| *y = xs[at + p]);
             }
         }
     });

@@ -157,6 +157,7 @@ impl Philox {
     /// # Panics
     /// With more than 2^34 elements, the range of the counter.
     #[track_caller]
+    #[expect(clippy::redundant_closure, reason = "a call through a reference to `f` would not be inlined")]
     fn fill<T: Copy + Send>(&mut self, out: &mut [T], f: impl Fn([u32; 4]) -> [T; 4] + Sync + Send) {
         assert!(out.len() <= 1 << 34, "a random draw has at most 2^34 elements, got {}", out.len());
         let rng = self.take_draw();
@@ -164,7 +165,15 @@ impl Philox {
             let first = (index * (CHUNK / 4)) as u32;
             vectorize(
                 #[inline(always)]
-                || fill_chunk(&rng, first, chunk, &f),
+                || {
+                    fill_chunk(
+                        &rng,
+                        first,
+                        chunk,
+                        #[inline(always)]
+                        |w| f(w),
+                    )
+                },
             );
         });
     }
@@ -192,10 +201,7 @@ impl Philox {
         self.fill(
             out,
             #[inline(always)]
-            |[w0, w1, w2, w3]| {
-                let ((a, b), (c, d)) = (T::normal_pair(w0, w1), T::normal_pair(w2, w3));
-                [a, b, c, d]
-            },
+            |w| normals::<T>(w),
         );
     }
 
@@ -214,10 +220,13 @@ impl Philox {
         vectorize(
             #[inline(always)]
             || {
-                fill_chunk(self, (first / 4) as u32, out, &|w| {
-                    let ((a, b), (c, d)) = (T::normal_pair(w[0], w[1]), T::normal_pair(w[2], w[3]));
-                    [a, b, c, d]
-                });
+                fill_chunk(
+                    self,
+                    (first / 4) as u32,
+                    out,
+                    #[inline(always)]
+                    |w| normals::<T>(w),
+                )
             },
         );
     }
@@ -382,10 +391,17 @@ fn pick<T: Elem>(logits: &[T], u: f64, weights: &mut [f64]) -> usize {
     last
 }
 
+/// Four standard normal values from the words of one counter.
+#[inline(always)]
+fn normals<T: Draw>([w0, w1, w2, w3]: [u32; 4]) -> [T; 4] {
+    let ((a, b), (c, d)) = (T::normal_pair(w0, w1), T::normal_pair(w2, w3));
+    [a, b, c, d]
+}
+
 /// Elements of counters `first..` into `out`. Words of many counters are produced first, each of the four in its
 /// own array, so that both loops vectorise; the last block is cut short.
 #[inline(always)]
-fn fill_chunk<T: Copy>(rng: &Philox, first: u32, out: &mut [T], f: &impl Fn([u32; 4]) -> [T; 4]) {
+fn fill_chunk<T: Copy>(rng: &Philox, first: u32, out: &mut [T], f: impl Fn([u32; 4]) -> [T; 4]) {
     let mut words = [[0u32; BLOCK]; 4];
     for (block, out) in out.chunks_mut(4 * BLOCK).enumerate() {
         let base = first.wrapping_add((block * BLOCK) as u32);
@@ -395,15 +411,20 @@ fn fill_chunk<T: Copy>(rng: &Philox, first: u32, out: &mut [T], f: &impl Fn([u32
                 words[j][i] = w[j];
             }
         }
-        let value = |i: usize| f([words[0][i], words[1][i], words[2][i], words[3][i]]);
         let (fours, rest) = out.as_chunks_mut::<4>();
         for (i, four) in fours.iter_mut().enumerate().take(BLOCK) {
-            *four = value(i);
+            *four = f(of(&words, i));
         }
         if !rest.is_empty() {
-            rest.copy_from_slice(&value(fours.len())[..rest.len()]);
+            rest.copy_from_slice(&f(of(&words, fours.len()))[..rest.len()]);
         }
     }
+}
+
+/// The words of counter `i` of a block.
+#[inline(always)]
+fn of(words: &[[u32; BLOCK]; 4], i: usize) -> [u32; 4] {
+    [words[0][i], words[1][i], words[2][i], words[3][i]]
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(super) fn run<E: Elem>(
     let b = Mat::new(w, n);
     let (whole, b) = (Mat::new(src, cs), Operand { src: &b, transposed: false });
     let a = Operand { src: &whole, transposed: false };
-    let rights = Product { m: conv.batch * rows, n, k: cs, a, b, isa: isa() }.rights(0, cs, false);
+    let rights = Product { m: conv.batch * rows, n, k: cs, a, b, isa: isa() }.rights(0, cs);
     let shared = Shared(dst.as_mut_ptr());
     let size = size_of::<E::Acc>();
     each(conv.batch * rows * n * cs >= 1 << 19, conv.batch, &|i| {
@@ -49,7 +49,7 @@ pub(super) fn run<E: Elem>(
         let a = Operand { src: &image, transposed: false };
         let product = Product { m: rows, n, k: cs, a, b, isa: isa() };
         // SAFETY: `sent` is ours and holds `rows` rows of `n`.
-        unsafe { product.block(&rights, (0, rows), 0..rights[0].panels(), &out) };
+        unsafe { product.block(&rights, (0, rows), (0..rights[0].panels(), 0), &out) };
         let add = match cd {
             1 => add_shifted::<E::Acc, 1>,
             2 => add_shifted::<E::Acc, 2>,

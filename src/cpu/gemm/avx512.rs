@@ -152,8 +152,8 @@ impl Dot for Bf16 {
 }
 
 kernels!(KERNELS_F32, F32, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    [24 12 4 1] [12 6 4 1] [8 4 2 1]);
+    [24 18 12 8 4 2 1] [12 8 6 4 2 1] [8 6 4 2 1]);
 kernels!(KERNELS_F64, F64, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    [24 12 4 1] [12 6 4 1] [8 4 2 1]);
+    [24 18 12 8 4 2 1] [12 8 6 4 2 1] [8 6 4 2 1]);
 kernels!(KERNELS_BF16, Bf16, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    [24 12 4 1] [12 6 4 1] [8 4 2 1]);
+    [24 18 12 8 4 2 1] [12 8 6 4 2 1] [8 6 4 2 1]);

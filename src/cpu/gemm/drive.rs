@@ -1,8 +1,8 @@
 //! Blocks, threads and the order of sums around the micro-kernels.
 //!
-//! B is packed whole, once, in blocks of k; then every task owns some rows (and columns) of C and runs through
-//! all of k, so nobody waits for anybody. Long products with a small C are cut along k into chunks whose number
-//! depends on the sizes alone; their results are added in order.
+//! Every task owns some rows (and columns) of C and runs through all of k; panels of B are packed by the first task
+//! that needs them. Every element of C is one chain over k, so the tasks may follow the number of threads. Long products
+//! with a small C are cut along k into chunks whose number depends on the sizes alone; their results are added in order.
 
 use super::kernel::{Kernels, Tile, Word};
 use super::pack::{Operand, Right, left};
@@ -17,7 +17,7 @@ const SERIAL: usize = 1 << 19;
 /// Longest block of k. A panel of two vectors is read once per tile: longer blocks save passes over C and are still
 /// fetched from the second-level cache faster than they are used.
 const KC: usize = 512;
-/// Rows of a task's block of A: it stays in the second-level cache.
+/// Rows of a task's block of A at the longest block of k: it stays in the second-level cache.
 const MC: usize = 192;
 /// Columns of a task.
 const NC: usize = 4096;
@@ -63,50 +63,66 @@ impl<'a, W: Word> Product<'a, W> {
             return;
         }
         let parallel = m * n * k >= SERIAL;
-        let chunks = (k / 1024).min(16);
-        if parallel && m * n <= 1 << 16 && k >= 4096 && k >= 8 * m.max(n) {
+        let chunks = (k / 512).min(16);
+        if parallel && m * n <= 1 << 16 && k >= 2048 && k >= 8 * m.max(n) {
             // SAFETY: the caller's promise.
             unsafe { self.split(chunks, out) }
         } else {
-            let rights = self.rights(0, k, parallel);
+            let rights = self.rights(0, k);
             // SAFETY: the caller's promise.
             unsafe { self.rows(&rights, parallel, out) }
         }
     }
 
-    /// B, packed for steps `k0..k1`.
-    pub(crate) fn rights(&self, k0: usize, k1: usize, parallel: bool) -> Vec<Right<'a, W>> {
+    /// B for steps `k0..k1`.
+    pub(crate) fn rights(&self, k0: usize, k1: usize) -> Vec<Right<'a, W>> {
         let kernels = W::kernels(self.isa);
-        let many = parallel && (k1 - k0) * self.n > 1 << 16;
-        k_blocks(k0, k1)
-            .map(|block| Right::new(&self.b, block, self.n, self.m, kernels, |n, f| each(many, n, f)))
-            .collect()
+        k_blocks(k0, k1).map(|block| Right::new(&self.b, block, self.n, self.m, kernels)).collect()
     }
 
-    /// All rows of C against packed B.
+    /// All rows of C against B.
     ///
     /// # Safety
     /// As [`Self::run`].
     unsafe fn rows(&self, rights: &[Right<'_, W>], parallel: bool, out: &Out<'_, W::Acc>) {
-        // Whole tiles of twelve rows, spread evenly over the blocks.
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        // Whole tiles of twelve rows, and as many tasks for every thread.
         let tiles = self.m.div_ceil(12);
-        let most = if parallel { (self.m / 16).clamp(48, MC) } else { MC };
-        let blocks = self.m.div_ceil(most).min(tiles);
         let panels = rights[0].panels();
         let mut groups = self.n.div_ceil(NC);
-        if parallel && blocks < 8 {
-            groups = groups.max((8 / blocks).min(panels));
-        }
-        each(parallel, blocks * groups, &|task| {
-            let (i, g) = (task / groups, task % groups);
+        // In a wide product every thread keeps to its own columns: its part of B stays in its cache.
+        let wide =
+            threads > 1 && self.a.src.in_place().is_some() && panels >= 4 * threads && self.n >= self.m / 2;
+        let blocks = if wide {
+            groups = groups.max(threads);
+            self.m.div_ceil(MC)
+        } else {
+            let rows = (MC * KC / rights[0].kc.clamp(1, KC)).min(2 * MC);
+            let least = if threads > 1 { (8 * threads).min(tiles / 4).max(1) } else { 1 };
+            let blocks = self.m.div_ceil(rows).max(least).next_multiple_of(threads).min(tiles);
+            if threads > 1 && blocks < 4 * threads {
+                groups = groups.max((4 * threads).div_ceil(blocks).min(panels));
+            }
+            blocks
+        };
+        let tasks = blocks * groups;
+        each(parallel, tasks, &|task| {
+            // Threads begin at different panels, so that each packs its own share.
+            let (i, g) = if wide {
+                (task % blocks, task / blocks)
+            } else {
+                let i = task / groups;
+                (i, (task + i * groups / blocks) % groups)
+            };
             let (r0, r1) = (i * tiles / blocks * 12, ((i + 1) * tiles / blocks * 12).min(self.m));
             let panels = g * panels / groups..(g + 1) * panels / groups;
+            let first = panels.start + task * panels.len() / tasks;
             // SAFETY: the caller's promise; tasks own disjoint rows or columns.
-            unsafe { self.block(rights, (r0, r1 - r0), panels, out) }
+            unsafe { self.block(rights, (r0, r1 - r0), (panels, first), out) }
         });
     }
 
-    /// Rows `r0..r0 + rows` of C in the columns of `panels`, through all of k.
+    /// Rows `r0..r0 + rows` of C in the columns of `panels`, `first` first, through all of k.
     ///
     /// # Safety
     /// As [`Self::run`] for this part of C.
@@ -114,7 +130,7 @@ impl<'a, W: Word> Product<'a, W> {
         &self,
         rights: &[Right<'_, W>],
         (r0, rows): (usize, usize),
-        panels: std::ops::Range<usize>,
+        (panels, first): (std::ops::Range<usize>, usize),
         out: &Out<'_, W::Acc>,
     ) {
         if rows == 0 {
@@ -127,11 +143,20 @@ impl<'a, W: Word> Product<'a, W> {
         for (kb, right) in rights.iter().enumerate() {
             let a = left(&self.a, (r0, rows), (right.k0, right.kc), rights.len() == 1, &mut buffer);
             let last = kb + 1 == rights.len();
-            for p in panels.clone() {
+            let mut order = (first..panels.end).chain(panels.start..first).peekable();
+            while let Some(p) = order.next() {
                 let (col, vectors, b, b_step) = right.panel(p);
                 let cols = (self.n - col).min(vectors * kernels.lanes);
-                // The first pass over rows that follow each other in memory asks for them one tile ahead.
-                let ahead = p == panels.start && a.step == 1 && a.row <= right.kc + 64;
+                // The first pass asks for the rows of the next tile, where they lie close together; later passes for
+                // the next panel.
+                let ahead = match (a.step, a.row) {
+                    _ if p != first => None,
+                    (1, row) if row <= right.kc + 64 => Some(64),
+                    (step, 1) => Some(step * word),
+                    _ => None,
+                };
+                let mut next_b =
+                    order.peek().and_then(|&p| right.packed(p)).map_or(&[][..], bytemuck::cast_slice);
                 let mut at = 0;
                 for &(height, kernel) in kernels.by_vectors[vectors - 1] {
                     while rows - at >= height {
@@ -140,13 +165,20 @@ impl<'a, W: Word> Product<'a, W> {
                             Some(x) if on => x[at..].as_ptr().cast(),
                             _ => std::ptr::null(),
                         };
+                        let (next, next_step) = if let Some(step) = ahead {
+                            (a.data.as_ptr().wrapping_add((at + height) * a.row).cast(), step)
+                        } else {
+                            let (now, later) = next_b.split_at(next_b.len().min(right.kc * 64));
+                            next_b = later;
+                            (now.as_ptr(), if now.is_empty() { 0 } else { 64 })
+                        };
                         let tile = Tile {
                             k: right.kc,
                             a: a.data.as_ptr().wrapping_add(at * a.row).cast(),
                             a_row: a.row * word,
                             a_step: a.step * word,
-                            next_a: a.data.as_ptr().wrapping_add((at + height) * a.row).cast(),
-                            next_step: if ahead { 64 } else { 0 },
+                            next,
+                            next_step,
                             next_c: out.c.0.wrapping_add(corner + height * out.ld).cast(),
                             b: b.as_ptr().cast(),
                             b_step: b_step * word,
@@ -190,7 +222,7 @@ impl<'a, W: Word> Product<'a, W> {
         let shared = Shared(parts.as_mut_ptr());
         each(true, chunks, &|i| {
             let bound = |i: usize| (i * k / chunks).next_multiple_of(8).min(k);
-            let rights = self.rights(bound(i), bound(i + 1), false);
+            let rights = self.rights(bound(i), bound(i + 1));
             // SAFETY: chunk i owns part i.
             let c = Shared(unsafe { shared.slice(i * m * n, m * n) }.as_mut_ptr());
             let plain = Out {
@@ -205,7 +237,7 @@ impl<'a, W: Word> Product<'a, W> {
             };
             for r0 in (0..m).step_by(MC) {
                 // SAFETY: as above.
-                unsafe { self.block(&rights, (r0, MC.min(m - r0)), 0..rights[0].panels(), &plain) };
+                unsafe { self.block(&rights, (r0, MC.min(m - r0)), (0..rights[0].panels(), 0), &plain) };
             }
         });
         let parts: &[W::Acc] = parts;

@@ -58,7 +58,7 @@ pub(crate) struct Tile {
     pub c: *mut u8,
     pub c_row: usize,
     /// What will be read next, a cache line per step.
-    pub next_a: *const u8,
+    pub next: *const u8,
     pub next_step: usize,
     /// The tile of C that will be written next, rows as in C.
     pub next_c: *const u8,
@@ -114,11 +114,23 @@ macro_rules! unroll {
 
 /// Asks for a cache line; any address will do.
 #[inline(always)]
-fn prefetch(p: *const u8) {
+pub(super) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint that never faults, and part of x86-64.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Asks for a cache line that will be written: no other core keeps a copy. Any address will do.
+#[inline(always)]
+fn prefetch_to_write(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults; processors of this architecture that do not know it do nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{0}]", in(reg) p, options(nostack, preserves_flags, readonly));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
@@ -153,8 +165,8 @@ pub(super) unsafe fn tile<D: Dot, const MR: usize, const NV: usize>(t: &Tile) {
         let (r1, r3) = (t.a_row, opaque(3 * t.a_row));
         let mut a = [t.a; 6];
         unroll!(6, MR.div_ceil(4), g, a[g] = opaque(t.a as usize + g * 4 * r1) as *const u8);
-        let (mut b, mut next) = (t.b, t.next_a);
-        unroll!(24, MR, i, unroll!(3, NV, j, prefetch(t.next_c.wrapping_add(i * t.c_row + j * 64))));
+        let (mut b, mut next) = (t.b, t.next);
+        unroll!(24, MR, i, unroll!(3, NV, j, prefetch_to_write(t.next_c.wrapping_add(i * t.c_row + j * 64))));
         for _ in 0..t.k {
             prefetch(next);
             next = next.wrapping_add(t.next_step);

@@ -1,10 +1,12 @@
 //! Where operands come from: a [`Source`] is read in place when its memory allows, else copied block by block.
 
-use super::kernel::{Kernels, Word};
+use super::kernel::{Kernels, Word, prefetch};
 use crate::cpu::buffer::Buffer;
+use crate::cpu::par::Shared;
 use crate::cpu::simd::vectorize;
 use crate::tensor::{Elem, Plain};
 use half::bf16;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A matrix of words that can copy its blocks; convolution patches are one without ever being stored.
 pub(crate) trait Source<W>: Sync {
@@ -53,6 +55,11 @@ impl<'a, E> Mat<'a, E> {
 
 impl<E: Elem> Source<E::Acc> for Mat<'_, E> {
     fn fill(&self, r0: usize, rows: usize, c0: usize, cols: usize, out: &mut [E::Acc], ld: usize) {
+        if let Some((data, stride)) = self.in_place()
+            && cols * size_of::<E>() == 128
+        {
+            return pair_of_vectors(&data[r0 * stride + c0..], stride, rows, out, ld);
+        }
         vectorize(
             #[inline(always)]
             || {
@@ -69,6 +76,27 @@ impl<E: Elem> Source<E::Acc> for Mat<'_, E> {
     fn in_place(&self) -> Option<(&[E::Acc], usize)> {
         (E::DTYPE == <E::Acc as Plain>::DTYPE).then(|| (bytemuck::cast_slice(self.data), self.row_stride))
     }
+}
+
+/// Copies `rows` rows of 128 bytes, the usual panel: short pieces far apart, which the processor does not foresee.
+fn pair_of_vectors<T: Plain>(data: &[T], stride: usize, rows: usize, out: &mut [T], ld: usize) {
+    const AHEAD: usize = 16;
+    let width = 128 / size_of::<T>();
+    vectorize(
+        #[inline(always)]
+        || {
+            for (i, row) in out.chunks_mut(ld).take(rows).enumerate() {
+                let from = &data[i * stride..][..width];
+                let next = from.as_ptr().wrapping_add(AHEAD * stride).cast::<u8>();
+                prefetch(next);
+                prefetch(next.wrapping_add(64));
+                let from: &[u8; 128] = bytemuck::cast_slice(from).try_into().expect("128 bytes");
+                let to: &mut [u8; 128] =
+                    bytemuck::cast_slice_mut(&mut row[..width]).try_into().expect("128 bytes");
+                *to = *from;
+            }
+        },
+    )
 }
 
 /// Two bf16 numbers adjacent in k: the word of `vdpbf16ps`.
@@ -161,7 +189,7 @@ pub(super) fn left<'a, W: Word>(
         if a.transposed && bytes <= 2048 {
             return Left { data: &data[k0 * ld + r0..], row: 1, step: ld };
         }
-        if !a.transposed && (bytes < 1024 && whole_k || rows <= 12) {
+        if !a.transposed && (bytes <= 2048 && whole_k || rows <= 12) {
             return Left { data: &data[r0 * ld + k0..], row: ld, step: 1 };
         }
     }
@@ -195,18 +223,41 @@ pub(super) fn panels(vectors: usize) -> usize {
     (vectors / 2).max(1)
 }
 
-/// The right operand for one block of k: packed in panels of full vectors, or in place.
+/// The right operand for one block of k: in panels of full vectors that the first who needs one packs, or in place.
 pub(crate) struct Right<'a, W> {
     pub k0: usize,
     pub kc: usize,
-    data: Store<'a, W>,
+    store: Store<'a, W>,
     lanes: usize,
     vectors: usize,
 }
 
 enum Store<'a, W> {
-    Packed(Buffer),
+    Packed(Panels<'a, W>),
     InPlace(&'a [W], usize),
+}
+
+/// Panels that are packed on first use: no pass over B before the product, and the panel is in cache when it is read.
+struct Panels<'a, W> {
+    b: Operand<'a, W>,
+    n: usize,
+    states: Vec<AtomicU8>,
+    words: Shared<W>,
+    /// What `words` points to.
+    _memory: Buffer,
+}
+
+const EMPTY: u8 = 0;
+const BUSY: u8 = 1;
+const READY: u8 = 2;
+
+/// Puts a panel's state back unless packing ended well, so that nobody waits for a thread that panicked.
+struct Claim<'a>(&'a AtomicU8, u8);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.store(self.1, Ordering::Release);
+    }
 }
 
 impl<'a, W: Word> Right<'a, W> {
@@ -217,7 +268,6 @@ impl<'a, W: Word> Right<'a, W> {
         n: usize,
         uses: usize,
         kernels: &Kernels,
-        each: impl Fn(usize, &(dyn Fn(usize) + Sync)),
     ) -> Self {
         let lanes = kernels.lanes;
         let vectors = n.div_ceil(lanes);
@@ -225,18 +275,18 @@ impl<'a, W: Word> Right<'a, W> {
             && n.is_multiple_of(lanes)
             && (uses <= 64 && ld * size_of::<W>() <= 2048 || ld == n && panels(vectors) == 1)
         {
-            return Self { k0, kc, data: Store::InPlace(&data[k0 * ld..], ld), lanes, vectors };
+            return Self { k0, kc, store: Store::InPlace(&data[k0 * ld..], ld), lanes, vectors };
         }
-        let mut packed = Buffer::uninit(kc * vectors * lanes * size_of::<W>());
-        let whole = super::Shared(packed.as_mut().as_mut_ptr().cast::<W>());
-        each(panels(vectors), &|i| {
-            let (first, count) = panel(vectors, i);
-            let width = count * lanes;
-            // SAFETY: panels are disjoint parts of the buffer, and each is visited once.
-            let out = unsafe { whole.slice(kc * first * lanes, kc * width) };
-            pack_panel(b, (k0, kc), (first * lanes, width.min(n - first * lanes)), out, width);
-        });
-        Self { k0, kc, data: Store::Packed(packed), lanes, vectors }
+        let mut memory = Buffer::uninit(kc * vectors * lanes * size_of::<W>());
+        let words = Shared(memory.as_mut().as_mut_ptr().cast::<W>());
+        let states = (0..panels(vectors)).map(|_| AtomicU8::new(EMPTY)).collect();
+        Self {
+            k0,
+            kc,
+            store: Store::Packed(Panels { b: *b, n, states, words, _memory: memory }),
+            lanes,
+            vectors,
+        }
     }
 
     /// Panels of this block.
@@ -247,13 +297,44 @@ impl<'a, W: Word> Right<'a, W> {
     /// Panel `i`: its first column, vectors, words and the words from one step of k to the next.
     pub(super) fn panel(&self, i: usize) -> (usize, usize, &[W], usize) {
         let (first, count) = panel(self.vectors, i);
-        match &self.data {
-            Store::Packed(buffer) => {
-                let words: &[W] = bytemuck::cast_slice(buffer.as_ref());
-                let at = self.kc * first * self.lanes;
-                (first * self.lanes, count, &words[at..at + self.kc * count * self.lanes], count * self.lanes)
+        let (col, width) = (first * self.lanes, count * self.lanes);
+        match &self.store {
+            Store::Packed(panels) => {
+                panels.pack(i, (self.k0, self.kc), (col, width));
+                // SAFETY: the panel lies in the memory, and nobody writes to it any more.
+                let words =
+                    unsafe { std::slice::from_raw_parts(panels.words.0.add(self.kc * col), self.kc * width) };
+                (col, count, words, width)
             }
-            Store::InPlace(data, ld) => (first * self.lanes, count, &data[first * self.lanes..], *ld),
+            Store::InPlace(data, ld) => (col, count, &data[col..], *ld),
+        }
+    }
+
+    /// The words of panel `i` when they lie packed in memory, to be asked for ahead of time.
+    pub(super) fn packed(&self, i: usize) -> Option<&[W]> {
+        match &self.store {
+            Store::Packed(panels) if panels.states[i].load(Ordering::Relaxed) == READY => {
+                Some(self.panel(i).2)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<W: Word> Panels<'_, W> {
+    /// Returns when panel `i`, `width` columns from `col`, is packed; packs it unless somebody else does.
+    fn pack(&self, i: usize, k: (usize, usize), (col, width): (usize, usize)) {
+        let state = &self.states[i];
+        while state.load(Ordering::Acquire) != READY {
+            if state.compare_exchange(EMPTY, BUSY, Ordering::Acquire, Ordering::Relaxed).is_err() {
+                std::hint::spin_loop();
+                continue;
+            }
+            let mut claim = Claim(state, EMPTY);
+            // SAFETY: panels are disjoint parts of the memory, and the claim makes this one ours.
+            let out = unsafe { self.words.slice(k.1 * col, k.1 * width) };
+            pack_panel(&self.b, k, (col, width.min(self.n - col)), out, width);
+            claim.1 = READY;
         }
     }
 }

@@ -18,7 +18,7 @@ impl<'a, T: Float + Word<Acc = T>> Packed<'a, T> {
     pub(crate) fn new(mat: &'a Mat<'a, T>, (k, n): (usize, usize), uses: usize) -> Self {
         mat.check("B", k, n);
         let b = Operand { src: mat, transposed: mat.transposed };
-        let rights = Product { m: uses, n, k, a: b, b, isa: isa() }.rights(0, k, false);
+        let rights = Product { m: uses, n, k, a: b, b, isa: isa() }.rights(0, k);
         Self { mat, rights, k, n }
     }
 
@@ -52,6 +52,6 @@ impl<'a, T: Float + Word<Acc = T>> Packed<'a, T> {
         let a = Operand { src: &a, transposed: a.transposed };
         let product = Product { m: rows, n: self.n, k: self.k, a, b, isa: isa() };
         // SAFETY: C was borrowed mutably and its length checked, as was that of the bias.
-        unsafe { product.block(&self.rights, (0, rows), 0..self.rights[0].panels(), &out) }
+        unsafe { product.block(&self.rights, (0, rows), (0..self.rights[0].panels(), 0), &out) }
     }
 }
