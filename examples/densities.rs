@@ -11,7 +11,7 @@ use surprisal::autograd::no_grad;
 use surprisal::data::planes::{PLANES, Plane};
 use surprisal::data::{self, Dataset};
 use surprisal::models::config::{self, Recipe};
-use surprisal::models::{Kind, MODELS, Model, SampleOptions};
+use surprisal::models::{Kind, MODELS, Model, ModelInfo, SampleOptions};
 use surprisal::random::Philox;
 use surprisal::train::{Evaluate, fit, log_probs};
 use surprisal::{Error, ErrorKind, Result, Tensor};
@@ -33,11 +33,8 @@ fn main() -> Result<()> {
     let out = out.unwrap_or_else(|| "densities".into());
     std::fs::create_dir_all(&out).map_err(|e| Error::io(&out, e))?;
     let recipes = match names {
-        Some(names) => names.split(',').map(|name| plane_recipe(config::find(MODELS, name)?, &set)).collect(),
-        None => MODELS
-            .iter()
-            .map(|info| plane_recipe(config::find(MODELS, info.name)?, &set))
-            .collect::<Result<Vec<_>>>(),
+        Some(names) => names.split(',').map(|name| plane_recipe(name, &set)).collect(),
+        None => MODELS.iter().map(|info| first_recipe(info)).collect::<Result<Vec<_>>>(),
     };
     println!(
         "| model | parameters |{} seconds |",
@@ -52,16 +49,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// The first preset that takes two numbers.
+fn first_recipe(info: &ModelInfo) -> Result<Option<Recipe>> {
+    let all = info.presets.iter().map(|(name, _)| plane_recipe(name, &[]));
+    Ok(all.collect::<Result<Vec<_>>>()?.into_iter().flatten().next())
+}
+
 /// The recipe for two columns, if the model takes two numbers.
-fn plane_recipe(mut recipe: Recipe, set: &[String]) -> Result<Option<Recipe>> {
-    let Ok(model) = config::tiny(recipe.info)?.build() else { return Ok(None) };
-    let input = model.input();
-    if input.shape.len() != 1 || !input.dtypes[0].is_float() || input.classes.is_some() {
-        return Ok(None);
-    }
+fn plane_recipe(name: &str, set: &[String]) -> Result<Option<Recipe>> {
+    let mut recipe = config::find(MODELS, name)?;
     recipe.adapt(&PLANES[0].sample(1, &mut Philox::new(0)));
     recipe.set(set)?;
-    Ok(Some(recipe))
+    let Ok(model) = recipe.build() else { return Ok(None) };
+    let input = model.input();
+    let fits = input.shape == [2] && input.dtypes[0].is_float() && input.classes.is_none();
+    Ok(fits.then_some(recipe))
 }
 
 fn row(recipe: &Recipe, out: &Path) -> Result<()> {

@@ -3,13 +3,25 @@
 #pragma once
 #include "elem.cuh"
 
-// What Rust passes: seed, step and draw of a place in the sequence.
+// How far a replay is from where it was recorded; `counter` in src/cuda/replay.rs.
+struct Advance {
+    uint64_t step;
+    uint32_t draw, pad;
+};
+
+// What Rust passes (`Draw` in src/cuda/launch.rs): seed, step and draw of a place in the sequence, and in recorded work where
+// to read how far that has moved.
 struct Philox {
     uint32_t seed[2], step[2], draw, pad;
+    const Advance* advance;
 
     // The words of elements 4 index .. 4 index + 3.
     __device__ __forceinline__ uint4 words(uint32_t index) const {
         uint32_t c0 = index, c1 = draw, c2 = step[0], c3 = step[1], k0 = seed[0], k1 = seed[1];
+        if (advance) {
+            const uint64_t moved = ((uint64_t)c3 << 32 | c2) + advance->step;
+            c1 += advance->draw, c2 = (uint32_t)moved, c3 = (uint32_t)(moved >> 32);
+        }
 #pragma unroll
         for (int round = 0; round < 10; ++round) {
             uint32_t high = __umulhi(0xD2511F53u, c0), low = 0xD2511F53u * c0;

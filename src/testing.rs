@@ -2,9 +2,29 @@
 //! with them, and so can yours.
 
 use crate::autograd;
+#[cfg(any(feature = "emulate", feature = "cuda"))]
+use crate::cuda::Device;
 use crate::ops::CaseFn;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
+
+/// The device that tests of devices run on: the emulated one in a build that has it, else the first GPU. `None`, with a word
+/// on stderr, where there is neither.
+///
+/// # Panics
+/// Where there is neither, if the variable REQUIRE_GPU is set.
+#[cfg(any(feature = "emulate", feature = "cuda"))]
+pub fn device() -> Option<Device> {
+    let device = if cfg!(feature = "emulate") { Device::Emulated } else { Device::Cuda(0) };
+    match device.check() {
+        Ok(()) => Some(device),
+        Err(e) if std::env::var_os("REQUIRE_GPU").is_some() => panic!("{e}"),
+        Err(e) => {
+            eprintln!("skipped: {e}");
+            None
+        }
+    }
+}
 
 /// Σ <outputs, weights> with the outputs as f64.
 fn weighted_sum(outputs: &[Tensor], weights: &[Tensor]) -> Tensor {

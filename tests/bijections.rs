@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use surprisal::autograd;
-use surprisal::bijections::{BIJECTIONS, Bijection, Memory, reversible};
+use surprisal::bijections::{BIJECTIONS, BatchNorm, Bijection, Memory, reversible};
 use surprisal::nn::{Init, Param, ParamStore};
 use surprisal::random::Philox;
 use surprisal::testing::max_error;
@@ -71,9 +71,10 @@ fn grads(bijection: &Arc<dyn Bijection>, x: &Tensor, memory: Memory) -> Vec<Tens
 #[test]
 fn every_parameter_has_a_gradient() {
     each(|name, bijection, store, shape| {
-        assert_eq!(bijection.params().len(), store.len(), "{name}: params() lists every parameter");
+        let trained = store.trainable().count();
+        assert_eq!(bijection.params().len(), trained, "{name}: params() lists every parameter");
         let grads = grads(bijection, &batch(3, shape), Memory::Store);
-        for ((param, _), grad) in store.iter().zip(&grads[1..]) {
+        for ((param, _), grad) in store.trainable().zip(&grads[1..]) {
             assert!(grad.to_f64_vec().iter().any(|g| *g != 0.0), "{name}: {param} has no gradient");
         }
     });
@@ -86,4 +87,26 @@ fn rebuilt_activations_give_the_same_gradients() {
         let error = max_error(&grads(bijection, &x, Memory::Rebuild), &grads(bijection, &x, Memory::Store));
         assert!(error < 1e-9, "{name}: gradients differ by {error:e}");
     });
+}
+
+/// Mean 3 and deviation 2 leave as `bias` and e^log_scale; what is recorded is remembered, what is only looked at is not.
+#[test]
+fn batch_norm_remembers_what_it_trains_on() {
+    let (mut store, mut rng) = (ParamStore::default(), Philox::new(1));
+    let norm = BatchNorm::new(&mut Init::new(&mut store, &mut rng, DType::F64), 2);
+    let x = batch(4000, &[2]).affine(2.0, 3.0);
+    let kept = |name: &str| store.get(name).unwrap().get().to_f64_vec();
+    let close = |found: Vec<f64>, wanted: f64, by: f64| found.iter().all(|f| (f - wanted).abs() < by);
+    let (y, logdet) = autograd::no_grad(|| norm.training(&x));
+    assert!(
+        close(y.mean(&[0]).to_f64_vec(), 0.0, 1e-9) && close(y.square().mean(&[0]).to_f64_vec(), 1.0, 1e-4)
+    );
+    assert!(close(logdet.to_f64_vec(), -2.0 * 2f64.ln(), 0.1), "two channels divided by about 2");
+    assert_eq!((kept("mean"), kept("variance")), (vec![0.0; 2], vec![1.0; 2]), "only looked at");
+    for _ in 0..100 {
+        norm.training(&x);
+    }
+    assert!(close(kept("mean"), 3.0, 0.15) && close(kept("variance"), 4.0, 0.3), "{:?}", kept("variance"));
+    let (evaluated, _) = norm.forward(&x);
+    assert!(max_error(&[evaluated], &[y]) < 1e-3, "the remembered statistics are those of the batch");
 }

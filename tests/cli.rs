@@ -8,8 +8,13 @@ fn surprisal(args: &[&str]) -> Output {
     command(args).output().unwrap()
 }
 
+/// The program: where cargo put it, or where a machine without cargo has it.
+fn program() -> std::ffi::OsString {
+    std::env::var_os("SURPRISAL_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_surprisal").into())
+}
+
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_surprisal"));
+    let mut command = Command::new(program());
     command.args(args).env_remove("RUST_BACKTRACE").env("NO_COLOR", "1");
     command
 }
@@ -79,8 +84,8 @@ fn wrong_usage_ends_with_2() {
 
 #[test]
 fn what_is_not_there_ends_with_1() {
-    fails(&["list", "models", "--device", "cuda"], 1, &["no CUDA"]);
-    fails(&["list", "models", "--device", "cuda:1"], 1, &["no CUDA"]);
+    fails(&["list", "models", "--device", "cuda"], 2, &["--device cuda:0", "list runs on the CPU"]);
+    fails(&["bench", "glow28", "--device", "cuda:1"], 1, &["cuda:1: "]);
     fails(&["score", "no-such-model", "no-such-data"], 1, &["no-such-model"]);
     fails(&["sample", "no-such-model", "--out", "x.png"], 1, &["no-such-model"]);
     fails(&["bench", "pixelcnn28", "--amp", "bf16"], 1, &["bf16"]);
@@ -135,7 +140,7 @@ fn a_closed_pipe_is_no_failure() {
 const SMALL: &[&str] = &["channels=8", "depth=1", "train.batch=16"];
 
 fn demo_data(name: &str) -> String {
-    format!("{}/data/{name}-images-idx3-ubyte.gz", env!("CARGO_MANIFEST_DIR"))
+    format!("data/{name}-images-idx3-ubyte.gz")
 }
 
 /// Arguments of a small training run that writes to `dir`.
@@ -378,6 +383,19 @@ fn ensembles_streams_and_explanations() {
     let files = std::fs::read_dir(&cache).unwrap().count();
     assert_eq!(files, 6, "two members and gradient norms, of two sets");
     assert_eq!(succeeds(&args), first, "from the cache");
+    // The best of its set is behind nobody, the others are with an interval.
+    let behind = |row: &&Value| row["behind"]["best"].is_string() && row["behind"]["high"].is_number();
+    assert_eq!(rows.iter().filter(behind).count(), 4, "{first}");
+    // Models side by side: one page with the speeds of each, and a folder for each.
+    let member = format!("{model}/member-2");
+    let mut both = vec!["eval", &model, &member];
+    both.extend(["--reference", &clothes, "--other", &digits, "--limit", "8", "--scorer", "nll"]);
+    both.extend(["--out", &out, "--quiet"]);
+    succeeds(&both);
+    let page = std::fs::read_to_string(format!("{out}/report.html")).unwrap();
+    assert!(page.contains("2 models of 1 family") && page.contains("The families side by side"));
+    assert_eq!(page.matches("/report.html\">").count(), 2, "links to the models' own pages");
+    assert!(page.matches("/s</td>").count() == 6, "speeds of training, scoring and sampling");
     fails(
         &[
             "eval",
@@ -485,10 +503,15 @@ fn series_have_intervals() {
         .max_by(|a, b| a["severity"].as_f64().partial_cmp(&b["severity"].as_f64()).unwrap())
         .unwrap();
     assert_eq!(worst["start"].as_str(), Some(day(4000).as_str()), "{found:?}");
-    // Each of the steps counts among the past of the next, so the allowed share ends the interval early.
+    // The model learns from each step, so that later ones stand out less.
     assert!((1..=6).contains(&worst["steps"].as_u64().unwrap()), "{found:?}");
     assert_eq!(worst["columns"][0]["name"], "load");
-    assert!(succeeds(&["series", text(&path)]).starts_with("start"));
+    let report = dir.path().join("report.html");
+    assert!(succeeds(&["series", text(&path), "--report", text(&report)]).starts_with("start"));
+    let page = std::fs::read_to_string(&report).unwrap();
+    for part in ["class=\"band\"", "What stands out", "load", "out.</h1>", &day(4000)] {
+        assert!(page.contains(part), "{part}");
+    }
     let (head, rows) = table.split_at(table.find('\n').unwrap() + 1);
     let mut rows: Vec<&str> = rows.lines().collect();
     rows.swap(7, 8);
@@ -580,6 +603,22 @@ fn detect_ranks_explains_and_keeps_detectors() {
     assert_eq!((row[0], row[2], row[4]), ("17", "1", "anomaly"), "{row:?}");
     assert_eq!(succeeds(&["detect", &dirty, "--with", &kept]), judged);
 
+    // A likelihood model, fitted by trimmed likelihood to the file with its anomalies.
+    let model = ["--model", "made", "--set", "train.steps=120", "--set", "hidden=[16]"];
+    let kept = text(&dir.path().join("made.safetensors")).to_string();
+    let found = succeeds(&[&["detect", &dirty, "--save", &kept, "--json", "--quiet"], &model[..]].concat());
+    let lines: Vec<Value> = serde_json::from_str(&found).unwrap();
+    assert_eq!(
+        (&lines[17]["rank"], &lines[17]["columns"][0]),
+        (&1.into(), &"weight".into()),
+        "{}",
+        lines[17]
+    );
+    assert_eq!(succeeds(&["detect", &dirty, "--with", &kept, "--json", "--quiet"]), found);
+    fails(&["detect", &dirty, "--model", "made", "--detector", "knn"], 2, &["--detector"]);
+    fails(&["detect", &dirty, "--model", "mdae"], 2, &["made"]);
+
+    let kept = text(&dir.path().join("knn.safetensors")).to_string();
     fails(&["detect", &dirty, "--detector", "ifroest"], 2, &["iforest"]);
     fails(&["detect", &dirty, "--set", "k=3"], 2, &["\"k\"", "iforest"]);
     fails(&["detect", &dirty, "--alpha", "0.1"], 2, &["--reference"]);

@@ -186,7 +186,7 @@ fn the_adjoint_keeps_memory_constant_in_the_steps() {
     assert!(many_stored > 4.0 * few_stored, "stored: {many_stored} and {few_stored} bytes");
 }
 
-/// `cargo test --release --test energy table -- --ignored --nocapture` prints the table of benches/results/energy.md.
+/// `cargo test --release --test energy table -- --ignored --nocapture` prints the table of benches/results/memory.md.
 #[test]
 #[ignore = "prints a table"]
 fn table_of_memory() {
@@ -412,12 +412,11 @@ fn energies_learn_a_density_with_its_constant() {
 }
 
 #[test]
-#[ignore = "known defect: 3.3 nats after 200 steps, 19 after 1200, where the mixture has 2.1: the chains drift"]
 fn persistent_chains_learn_a_density() {
     learn_the_clusters(&[(
         "ebm_table",
-        0.75,
-        &["train.steps=1200", "hidden=[64, 64]", "annealing.temperatures=200"],
+        0.3,
+        &["train.steps=500", "hidden=[64, 64]", "annealing.temperatures=200"],
     )]);
 }
 

@@ -1,9 +1,13 @@
-//! Takes the cases of the registry through the emulated device: the kernels of `kernels/*.cu`, their launches and their
-//! gradients, against the CPU in f32, bf16 and f16, with the threads of a block run in three orders.
+//! Takes the cases of the registry through a device: the kernels of `kernels/*.cu`, their launches and their gradients,
+//! against the CPU in f32, bf16 and f16; on the emulated device with the threads of a block run in three orders. Without
+//! the feature `emulate` the device is the first GPU; without a GPU the tests pass without doing anything unless
+//! REQUIRE_GPU=1.
+#![cfg(any(feature = "emulate", feature = "cuda"))]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use surprisal::autograd;
 use surprisal::cpu::gemm::Act;
+#[cfg(feature = "emulate")]
 use surprisal::cuda::emulator::{Order, set_order};
 use surprisal::models::autoregressive::pixelcnn::{Config, PixelCnn};
 use surprisal::models::{Model, SampleOptions};
@@ -11,12 +15,12 @@ use surprisal::nn::{Init, Initial, ParamStore};
 use surprisal::ops::conv::{self, ConvSpec};
 use surprisal::ops::{Case, OPS, matmul, softmax};
 use surprisal::random::Philox;
-use surprisal::testing::{cast_inputs, max_error, outputs_and_grads};
+use surprisal::testing::{cast_inputs, device, max_error, outputs_and_grads};
 use surprisal::train::{FitOptions, Optimiser, norm};
 use surprisal::{DType, Device, Tensor};
 
 /// Emulated threads are slow: larger cases are left to real devices.
-const MAX_FLOPS: usize = 4_000_000;
+const MAX_FLOPS: usize = if cfg!(feature = "emulate") { 4_000_000 } else { usize::MAX };
 
 /// Cases that calculate in f64 beside the op, which devices do not.
 const LEFT_OUT: [&str; 1] = ["invertible_conv: PLU"];
@@ -44,8 +48,8 @@ fn each(check: impl Fn(&str, &Case, u8)) {
     assert!(failed.is_empty(), "{} cases failed: {failed:#?}", failed.len());
 }
 
-fn emulated(name: &str, case: &Case, grads: u8, dtype: DType, order: Order) -> (Vec<Tensor>, Vec<Tensor>) {
-    set_order(order);
+/// Outputs and gradients of a case on a device, brought home.
+fn on(there: Device, name: &str, case: &Case, grads: u8, dtype: DType) -> (Vec<Tensor>, Vec<Tensor>) {
     let run = || {
         let (y, g) = match grads {
             0 => autograd::no_grad(|| outputs_and_grads(&case.inputs, 0, &case.run, dtype)),
@@ -53,15 +57,16 @@ fn emulated(name: &str, case: &Case, grads: u8, dtype: DType, order: Order) -> (
         };
         let home =
             |ts: Vec<Tensor>| ts.iter().map(|t| t.to(Device::Cpu).expect("the CPU is there")).collect();
-        assert!(y.iter().chain(&g).all(|t| t.device() == Device::Emulated), "{name}: left the device");
+        assert!(y.iter().chain(&g).all(|t| t.device() == there), "{name}: left the device");
         (home(y), home(g))
     };
-    Device::Emulated.run(run).unwrap_or_else(|e| panic!("{name} in {dtype:?}: {e}"))
+    there.run(run).unwrap_or_else(|e| panic!("{name} in {dtype:?}: {e}"))
 }
 
 /// The device may be off, against f64, by twice what the CPU is off in the same dtype with the op or its composite (which
 /// is what runs where there is no kernel), plus a few roundings of the largest value.
 fn agrees(dtype: DType, eps: f64) {
+    let Some(there) = device() else { return };
     each(|name, case, grads| {
         let rounded: Vec<Tensor> = cast_inputs(&case.inputs, dtype)
             .iter()
@@ -71,7 +76,7 @@ fn agrees(dtype: DType, eps: f64) {
         let cpu = outputs_and_grads(&case.inputs, grads, &case.run, dtype);
         let composite = case.composite.as_ref().map(|c| outputs_and_grads(&case.inputs, grads, c, dtype));
         let composite = composite.as_ref().unwrap_or(&cpu);
-        let got = emulated(name, case, grads, dtype, Order::Forward);
+        let got = on(there, name, case, grads, dtype);
         for (part, got, exact, cpu, composite) in [
             ("output", &got.0, &exact.0, &cpu.0, &composite.0),
             ("gradient", &got.1, &exact.1, &cpu.1, &composite.1),
@@ -84,8 +89,16 @@ fn agrees(dtype: DType, eps: f64) {
         let bits = |(y, g): &(Vec<Tensor>, Vec<Tensor>)| -> Vec<Vec<u8>> {
             y.iter().chain(g).map(|t| t.as_bytes().to_vec()).collect()
         };
+        #[cfg(not(feature = "emulate"))]
+        assert!(
+            bits(&got) == bits(&on(there, name, case, grads, dtype)),
+            "{name}: two runs differ in {dtype:?}"
+        );
+        #[cfg(feature = "emulate")]
         for order in [Order::Backward, Order::Seed(7)] {
-            let other = emulated(name, case, grads, dtype, order);
+            set_order(order);
+            let other = on(there, name, case, grads, dtype);
+            set_order(Order::Forward);
             assert!(
                 bits(&got) == bits(&other),
                 "{name}: the order of threads ({order:?}) changes a bit in {dtype:?}"
@@ -133,15 +146,15 @@ fn drawn(on: Device) -> Vec<Tensor> {
 
 #[test]
 fn random_numbers_have_the_bits_of_the_cpu() {
-    let got = Device::Emulated.run(|| drawn(Device::Emulated)).expect("the emulated device draws");
+    let Some(there) = device() else { return };
+    let got = there.run(|| drawn(there)).expect("the device draws");
     let want = drawn(Device::Cpu);
     assert_eq!(got.len(), want.len());
     for (i, (a, b)) in got.iter().zip(&want).enumerate() {
-        assert!(a.device() == Device::Emulated, "draw {i} left the device");
+        assert!(a.device() == there, "draw {i} left the device");
         assert!(a.to(Device::Cpu).expect("the CPU").as_bytes() == b.as_bytes(), "draw {i} has other bits");
     }
-    let impossible =
-        Tensor::from_slice(&[f32::NAN, 0.0, 1.0, 2.0], [2, 2]).to(Device::Emulated).expect("a device");
+    let impossible = Tensor::from_slice(&[f32::NAN, 0.0, 1.0, 2.0], [2, 2]).to(there).expect("a device");
     assert_eq!(Philox::new(1).categorical(&impossible).to_f64_vec()[0], -1.0);
 }
 
@@ -175,9 +188,10 @@ fn trained() -> (Vec<f64>, Vec<Tensor>) {
 
 #[test]
 fn a_training_step_on_the_device_is_that_of_the_cpu() {
+    let Some(there) = device() else { return };
     let (want, want_weights) = trained();
-    let (got, weights) = Device::Emulated.run(trained).expect("the emulated device trains");
-    assert!(weights.iter().all(|w| w.device() == Device::Emulated));
+    let (got, weights) = there.run(trained).expect("the device trains");
+    assert!(weights.iter().all(|w| w.device() == there));
     for (a, b) in got.iter().zip(&want) {
         assert!((a - b).abs() < 1e-5 * (1.0 + b.abs()), "losses {got:?} on the device, {want:?} on the CPU");
     }
@@ -200,24 +214,27 @@ fn images() -> Vec<Tensor> {
 
 #[test]
 fn pixels_drawn_in_one_launch_are_those_of_the_cpu() {
+    let Some(there) = device() else { return };
     let want = images();
-    for order in [Order::Forward, Order::Seed(3)] {
-        set_order(order);
-        let got = Device::Emulated.run(images).expect("the emulated device draws");
+    for _ in 0..2 {
+        let got = there.run(images).expect("the device draws");
         for (a, b) in got.iter().zip(&want) {
-            assert!(a.device() == Device::Emulated, "drawn on {}", a.device());
+            assert!(a.device() == there, "drawn on {}", a.device());
             assert_eq!(a.to_f64_vec(), b.to_f64_vec());
         }
+        #[cfg(feature = "emulate")]
+        set_order(Order::Seed(3));
     }
 }
 
 #[test]
 fn mixed_devices_and_wrong_indices_are_named() {
+    let Some(there) = device() else { return };
     let x = Tensor::ones([3], DType::F32);
-    let y = x.to(Device::Emulated).expect("the emulated device is there");
+    let y = x.to(there).expect("the device is there");
     let caught = catch_unwind(AssertUnwindSafe(|| &x + &y)).map(|_| ()).expect_err("devices differ");
     let message = caught.downcast_ref::<String>().expect("a message");
-    assert_eq!(message, "add: one input is on cpu, another on emulated");
+    assert_eq!(*message, format!("add: one input is on cpu, another on {there}"));
     assert_eq!(y.to(Device::Cpu).expect("the CPU is there").to_f64_vec(), [1.0; 3]);
     assert_eq!(y.to_f64_vec(), [1.0; 3]);
 }

@@ -166,6 +166,7 @@ fn page() -> Page {
         ]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .to_vec(),
+        ..Page::default()
     }
 }
 

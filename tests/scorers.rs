@@ -8,10 +8,11 @@ use surprisal::calibrate::{Calibration, calibrate};
 use surprisal::data::Dataset;
 use surprisal::evidence::{Judges, Need, silent};
 use surprisal::models::file::{Meta, ModelFile};
-use surprisal::models::{Batch, Kind, Statistic, config};
+use surprisal::models::{Batch, Kind, MODELS, Statistic, config};
 use surprisal::random::Philox;
 use surprisal::report::metrics::Comparison;
 use surprisal::scorers::{self, Compressor, Evidence, SCORERS, Scorer, ScorerInfo, Typicality};
+use surprisal::train::fit;
 use surprisal::{DType, ErrorKind, Tensor};
 
 const N: usize = 200;
@@ -342,6 +343,47 @@ fn judges_ask_every_model_once_and_keep_the_answers() {
     let other =
         ModelFile { model: other.build().unwrap(), meta: Meta::new(&other, &*other.build().unwrap()) };
     assert!(Judges::new(model(0), vec![other], None).err().unwrap().to_string().contains("ensemble member"));
+}
+
+/// Rows near a curve train a Real NVP with batch norm; batches from beside it get another likelihood when the layers look
+/// at them instead of at what they remember.
+#[test]
+fn batch_norm_has_a_model_that_tells_it() {
+    let curve = |n: usize, seed: u64, shift: f64| {
+        let z = Philox::new(seed).normal([n, 2], DType::F64).to_f64_vec();
+        let at = |i: usize| {
+            if i.is_multiple_of(2) { z[i] + shift } else { z[i - 1] * z[i - 1] - 1.0 + 0.3 * z[i] }
+        };
+        Dataset::new("curve", Tensor::from_fn([n, 2], |i| at(i) as f32))
+    };
+    let mut recipe = config::find(MODELS, "realnvp_table").unwrap();
+    let changes =
+        ["shape=[2]", "layers=4", "hidden=[16]", "norm=batch_norm", "train.steps=150", "train.batch=64"];
+    recipe.set(&changes).unwrap();
+    let model = recipe.build().unwrap();
+    let fitted =
+        fit(&*model, &curve(1000, 0, 0.0), Some(&curve(200, 1, 0.0)), &recipe.train, &mut ()).unwrap();
+    assert!(
+        fitted.validation_nats.unwrap() < 2.2,
+        "{:?}: two normals would have 3.0",
+        fitted.validation_nats
+    );
+    let file = ModelFile { meta: Meta::new(&recipe, &*model), model };
+    let judges = Judges::new(file, Vec::new(), None).unwrap();
+    let needs = [Need::Statistic(Statistic::BatchNorm)];
+    let know = |data| judges.know(data, &needs, None, &silent).unwrap();
+    let mut scorer = (scorers::find("batch_norm").unwrap().build)();
+    scorer.fit(&know(curve(256, 2, 0.0))).unwrap();
+    let score = |seed, shift| scorer.score(&know(curve(256, seed, shift))).unwrap();
+    let (normal, moved) = (score(3, 0.0), score(4, 2.0));
+    let mean = normal.iter().sum::<f64>() / 256.0;
+    assert!(mean.abs() < 0.3, "on the data both modes agree: {mean}");
+    // Between the layers of a flow the training mode puts a moved batch back, so that it is the likelier one.
+    let size = |scores: &[f64]| scores.iter().map(|s| s.abs()).collect::<Vec<_>>();
+    let found = Comparison::new(&size(&normal), &size(&moved)).unwrap().auroc();
+    assert!(found > 0.9, "{found}");
+    let plain = config::find(MODELS, "realnvp_table").unwrap().build().unwrap();
+    assert!(!Statistic::BatchNorm.offered_by(&*plain), "actnorm has no such mode");
 }
 
 /// Every scorer on rows that it has not seen: the measured false-alarm rate lies in the binomial interval around what

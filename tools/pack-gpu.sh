@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Builds every test and bench executable with the CUDA kernels, strips them and gathers them in target/gpu-pack/ with a
-# script to run there, for a GPU machine without a Rust toolchain: copy the folder, then `gpu-pack/run.sh test`.
+# Gathers in target/gpu-pack/ what a GPU machine without a Rust toolchain needs: every test and bench executable and the
+# program itself with the CUDA kernels, stripped; the files that tests read; the scripts that compare with PyTorch; the
+# images of the full-size runs; and run.sh (tools/gpu-run.sh), which runs all of it.
+#   tools/pack-gpu.sh && rsync -a target/gpu-pack/ gpu: && ssh gpu ./run.sh
+# SHARED (default ../shared) holds bench/ and data/; without it the comparison and the full-size runs are left out.
 # SURPRISAL_CUDA_ARCHS=90a makes the pack smaller for one kind of GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=target/gpu-pack
+shared=${SHARED:-../shared}
 rm -rf "$out"
-mkdir -p "$out/bin"
-build() { cargo "$@" --no-run --features cuda --message-format=json-render-diagnostics; }
-{ build test --release; build bench; } | python3 -c '
-import json, shutil, sys
+mkdir -p "$out/bin" "$out/tree"
+build() { cargo "$@" --features cuda --message-format=json-render-diagnostics; }
+# The test executables look for the program where cargo put it.
+{ build build --release; build test --release --no-run; build bench --no-run; } | python3 -c '
+import json, os, shutil, sys
 out, seen, rows = sys.argv[1], set(), []
 for line in sys.stdin:
     m = json.loads(line)
@@ -18,32 +23,34 @@ for line in sys.stdin:
         continue
     seen.add(path)
     target = m["target"]
-    kind = "bench" if "bench" in target["kind"] else "test" if m["profile"]["test"] else "bin"
+    kind = "bench" if "bench" in target["kind"] else "test" if m["profile"]["test"] else "program"
     unit = "-unit" if kind == "test" and "test" not in target["kind"] else ""
-    name = kind + "-" + target["name"] + unit
+    name = "surprisal" if kind == "program" else kind + "-" + target["name"] + unit
     shutil.copy2(path, out + "/bin/" + name)
     rows.append(kind + " " + name + "\n")
-open(out + "/list.txt", "w").writelines(sorted(rows))' "$out"
+open(out + "/list.txt", "w").writelines(sorted(set(rows)))' "$out"
 strip --strip-all "$out"/bin/*
-cat > "$out/run.sh" <<'RUN'
-#!/usr/bin/env bash
-# run.sh [test|bench] [arguments of each executable]: exit code = number of executables that failed. Run it in a copy of
-# the repository's data/ and kernels/ folders; REQUIRE_GPU=1 makes a test that finds no GPU fail.
-what=${1:-test}
-shift || true
-here=$(cd "$(dirname "$0")" && pwd)
-export REQUIRE_GPU=1 RUST_BACKTRACE=1
-failed=0
-while read -r kind name; do
-  [ "$kind" = "$what" ] || continue
-  echo "=== $name"
-  case $kind in
-    bench) "$here/bin/$name" --bench "$@" ;;
-    test) "$here/bin/$name" --test-threads=1 "$@" ;;
-  esac || { failed=$((failed + 1)); echo "FAILED $name"; }
-done < "$here/list.txt"
-echo "=== $failed executables failed"
-exit $failed
-RUN
-chmod +x "$out/run.sh"
+cp -r Cargo.toml README.md src kernels data tests "$out/tree/"
+cp tools/gpu-run.sh "$out/run.sh"
+git rev-parse HEAD > "$out/commit.txt" 2>/dev/null || echo unknown > "$out/commit.txt"
+if [ -d "$shared/bench" ]; then
+  mkdir -p "$out/bench"
+  cp "$shared"/bench/compare.py "$shared"/bench/torch_ref.py "$out/bench/"
+fi
+for set in fashion_mnist mnist omniglot; do
+  [ -d "$shared/data/$set" ] || continue
+  mkdir -p "$out/data/$set"
+  case $set in
+    fashion_mnist) cp "$shared/data/$set"/*images*.gz "$out/data/$set/" ;;
+    mnist) cp "$shared/data/$set"/t10k-images*.gz "$out/data/$set/" ;;
+    omniglot) cp "$shared/data/$set"/*images*.gz "$out/data/$set/" ;;
+  esac
+done
+chmod -R u+w "$out"
+# Without a GPU the pack must say so in one line.
+if message=$("$out/run.sh" 2>&1); then
+  echo "$message" | head -3
+else
+  echo "run.sh here: $message"
+fi
 du -sh "$out"

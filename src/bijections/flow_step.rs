@@ -20,7 +20,7 @@ pub enum Mixing {
 
 enum Matrix {
     Dense(DenseConv),
-    Plu(PluConv),
+    Plu(Box<PluConv>),
 }
 
 /// y = coupling(W ((x + loc) e^log_scale)), actnorm and convolution in one pass: W diag(e^log_scale) is one matrix.
@@ -38,7 +38,7 @@ impl FlowStep {
         let norm = Actnorm::new(init, channels);
         let matrix = match mixing {
             Mixing::Dense => Matrix::Dense(DenseConv::new(init, channels)),
-            Mixing::Plu => Matrix::Plu(PluConv::new(init, channels)),
+            Mixing::Plu => Matrix::Plu(Box::new(PluConv::new(init, channels))),
         };
         Self { norm, matrix, coupling: AffineCoupling::new(init, channels, hidden, coupling) }
     }

@@ -5,6 +5,7 @@
 //! backward pass rebuilds each input from its output (Gomez et al. 2017, "The Reversible Residual Network"), so
 //! that memory does not grow with depth.
 
+mod batch_norm;
 mod continuous;
 mod conv_coupled;
 mod elementwise;
@@ -15,6 +16,7 @@ mod residual;
 mod reversible;
 
 pub use crate::ops::mixture_cdf::Mixture;
+pub use batch_norm::BatchNorm;
 pub use continuous::Continuous;
 pub use conv_coupled::ConvCoupled;
 pub use elementwise::{Autoregressive, Coupled, Elementwise};
@@ -43,6 +45,12 @@ pub trait Bijection: Send + Sync {
     /// Sets data-dependent parameters so that this batch leaves well scaled; returns y.
     fn init_from(&self, x: &Tensor) -> Tensor {
         self.forward(x).0
+    }
+
+    /// As [`Self::forward`], in the mode for training: batch normalisation looks at this batch instead of what it
+    /// remembers, and learns from it while gradients are recorded. Nothing else tells the two apart.
+    fn training(&self, x: &Tensor) -> (Tensor, Tensor) {
+        self.forward(x)
     }
 
     /// Given y and the gradients of y and the log-determinant: x, its gradient, and those of the parameters.
@@ -86,17 +94,28 @@ pub struct Chain {
     pub parts: Vec<Box<dyn Bijection>>,
 }
 
-impl Bijection for Chain {
-    fn forward(&self, x: &Tensor) -> (Tensor, Tensor) {
+impl Chain {
+    /// `step` of each part, first applied first.
+    fn run(&self, x: &Tensor, step: fn(&dyn Bijection, &Tensor) -> (Tensor, Tensor)) -> (Tensor, Tensor) {
         let mut y = x.clone();
         let mut total: Option<Tensor> = None;
         for part in &self.parts {
-            let (next, logdet) = part.forward(&y);
+            let (next, logdet) = step(&**part, &y);
             y = next;
             total = Some(total.map_or(logdet.clone(), |t| &t + &logdet));
         }
         let logdet = total.unwrap_or_else(|| Tensor::zeros([x.shape()[0]], x.dtype()));
         (y, logdet)
+    }
+}
+
+impl Bijection for Chain {
+    fn forward(&self, x: &Tensor) -> (Tensor, Tensor) {
+        self.run(x, |part, x| part.forward(x))
+    }
+
+    fn training(&self, x: &Tensor) -> (Tensor, Tensor) {
+        self.run(x, |part, x| part.training(x))
     }
 
     fn inverse(&self, y: &Tensor) -> Tensor {
@@ -171,6 +190,7 @@ pub static BIJECTIONS: &[&BijectionInfo] = &[
         shapes: &[&[3], &[2, 3, 2]],
         build: |init, shape| Box::new(Actnorm::new(init, channels(shape))),
     },
+    &batch_norm::BATCH_NORM,
     &BijectionInfo {
         name: "invertible_conv",
         summary: "invertible 1x1 convolution, dense matrix (Kingma & Dhariwal 2018)",

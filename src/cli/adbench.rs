@@ -35,7 +35,8 @@ pub struct Args {
     /// Detectors, comma-separated [default: all of `list detectors` that take any numbers, unless --models is given]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     detectors: Vec<String>,
-    /// Likelihood models: names, presets or TOML files, comma-separated; the score is -log p(x)
+    /// Likelihood models: names, presets or TOML files, comma-separated; the score is -log p(x), that of a
+    /// pool like gmm+maf+made the mean of its members'
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     models: Vec<String>,
     /// Only the sets whose name contains one of these, comma-separated
@@ -68,11 +69,24 @@ struct Line {
     seconds: f64,
 }
 
-/// A detector, or a likelihood model as one, with its settings.
+/// A detector, or likelihood models as such, with their settings. The score of several is their mean surprisal: that of the
+/// logarithmic opinion pool Π p_i^(1/n), up to a constant.
 struct Judge {
     name: String,
-    info: &'static DetectorInfo,
-    settings: Value,
+    members: Vec<(&'static DetectorInfo, Value)>,
+}
+
+impl Judge {
+    /// Scores of the rows `test` after a fit to the rows `train`.
+    fn scores(&self, train: &Dataset, test: &Dataset, seed: u64) -> Result<Vec<f64>> {
+        let share = 1.0 / self.members.len() as f64;
+        let mut mean = vec![0.0; test.len()];
+        for (info, settings) in &self.members {
+            let scores = Pipeline::fit(info, settings, train, seed)?.score(test)?;
+            mean.iter_mut().zip(scores).for_each(|(sum, score)| *sum += share * score);
+        }
+        Ok(mean)
+    }
 }
 
 /// Runs all, prints a line each and the means over the sets.
@@ -83,14 +97,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     for path in files(args)? {
         let data = data::open(&path, &ReadOptions::default())?;
         let anomalous = labels(&data)?;
-        for Judge { name, info, settings } in &judges {
+        for judge in &judges {
+            let name = &judge.name;
             let mut sum = [0.0; 3];
             for seed in 0..args.seeds {
                 let (train, test) = split(&anomalous, seed, args.protocol);
                 let place = |e: Error| e.at(format_args!("{}: {name}, seed {seed}", data.name));
                 let started = Instant::now();
-                let judge = Pipeline::fit(info, settings, &data.select(&train), seed).map_err(place)?;
-                let scores = judge.score(&data.select(&test)).map_err(place)?;
+                let scores = judge.scores(&data.select(&train), &data.select(&test), seed).map_err(place)?;
                 let seconds = started.elapsed().as_secs_f64();
                 let of = |kind: bool| -> Vec<f64> {
                     test.iter()
@@ -145,11 +159,11 @@ fn judges(args: &Args) -> Result<Vec<Judge>> {
     let any_numbers =
         DETECTORS.iter().filter(|d| all && d.scaling == Scaling::Standard).map(|d| d.name.to_string());
     for name in args.detectors.iter().cloned().chain(any_numbers) {
-        out.push(Judge { info: detectors::find(&name)?, settings: Value::Null, name });
+        out.push(Judge { members: vec![(detectors::find(&name)?, Value::Null)], name });
     }
     for name in &args.models {
-        let (info, settings) = detectors::model(name, &args.set)?;
-        out.push(Judge { name: name.clone(), info, settings });
+        let members = name.split('+').map(|name| detectors::model(name, &args.set));
+        out.push(Judge { name: name.clone(), members: members.collect::<Result<_>>()? });
     }
     Ok(out)
 }
@@ -230,5 +244,21 @@ mod tests {
         let (train, test) = split(&anomalous, 1, Protocol::Unsupervised);
         assert_eq!(train, [10, 6, 11, 1, 7, 5, 4, 9, 8, 3, 2, 0]);
         assert_eq!(train, test);
+    }
+
+    /// A pool of a model with itself is that model; one of two lies between them.
+    #[test]
+    fn pools_are_means() {
+        let rows = |seed| crate::random::Philox::new(seed).normal([40, 2], crate::tensor::DType::F64);
+        let (train, test) = (Dataset::new("train", rows(0)), Dataset::new("test", rows(1)));
+        let scores = |names: &[&str]| {
+            let members = names.iter().map(|name| detectors::model(name, &[]).unwrap()).collect();
+            Judge { name: names.join("+"), members }.scores(&train, &test, 0).unwrap()
+        };
+        let (one, two) = (scores(&["gmm"]), scores(&["gmm_5"]));
+        assert_ne!(one, two);
+        assert_eq!(scores(&["gmm", "gmm"]), one);
+        let pool = scores(&["gmm", "gmm_5"]);
+        assert!((0..40).all(|i| (pool[i] - 0.5 * (one[i] + two[i])).abs() < 1e-9));
     }
 }

@@ -1,12 +1,14 @@
 //! `bench`: the time of one training step (forward, backward, Adam) or one sampling call on synthetic inputs.
 
-use super::{Common, output};
+use super::{Common, inputs, output};
 use crate::autograd;
+use crate::cuda::{Device, Replay};
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::models::{Batch, MODELS, Model, SampleOptions, config};
+use crate::ops::amp::mixed;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
-use crate::train::{FitOptions, Optimiser};
+use crate::train::{Amp, FitOptions, Optimiser};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -17,9 +19,9 @@ pub struct Args {
     /// For how long
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     seconds: f64,
-    /// Mixed precision: off or bf16
-    #[arg(long, default_value = "off", value_parser = ["off", "bf16"])]
-    amp: String,
+    /// Mixed precision on devices: off or bf16
+    #[arg(long, default_value = "off", value_name = "AMP")]
+    amp: Amp,
     /// Multiplies the batch of the training workloads
     #[arg(long, default_value_t = 1.0, value_name = "K")]
     batch_scale: f64,
@@ -107,7 +109,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if args.list {
         return output::print(&WORKLOADS.iter().map(|w| format!("{}\n", w.name)).collect::<String>());
     }
-    if args.amp != "off" {
+    if args.amp != Amp::Off && common.device == Device::Cpu {
         return Err(Error::new(ErrorKind::Device, "--amp bf16: the CPU trains in f32; expected off"));
     }
     if !(args.seconds >= 0.0 && args.batch_scale > 0.0 && args.seconds < 1e6 && args.batch_scale < 1e6) {
@@ -142,32 +144,44 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
     recipe.set(workload.set)?;
     let seed = common.seed.unwrap_or(0);
     let model = recipe.build()?;
+    inputs::to_device(&*model, common)?;
+    let (device, amp) = (model.device(), args.amp.dtype());
     let mut rng = Philox::new(seed).fork(0);
     let (mut step, batch): (Box<dyn FnMut() -> Result<()>>, usize) = match workload.task {
         Task::Sample => {
             let (n, model) = (workload.batch, &*model);
-            let draw = move || model.sample(n, &SampleOptions::default(), &mut rng).map(drop);
+            let draw = move || mixed(amp, || model.draw(n, &SampleOptions::default(), &mut rng)).map(drop);
             (Box::new(draw), n)
         }
         Task::ScoreBytes => {
             let (n, model) = (workload.batch, &*model);
-            let batch = Batch::new(inputs(workload.task, n, &model.input().shape, &mut rng));
-            let score = move || {
-                let _ = autograd::no_grad(|| model.log_prob(&batch, &mut rng)).nats.to_f64_vec();
-                Ok(())
+            let batch = Batch::new(synthetic(workload.task, n, &model.input().shape, &mut rng)).to(device)?;
+            let mut replay = Replay::new();
+            let mut nats = move || {
+                let work = &mut |x: &[Tensor], rng: &mut Philox| {
+                    vec![autograd::no_grad(|| model.log_prob(&Batch::new(x[0].clone()), rng)).nats]
+                };
+                replay.run(&[&batch.x], &mut rng, work)[0].to_f64_vec();
             };
+            let score = move || device.run(|| mixed(amp, &mut nats));
             (Box::new(score), n)
         }
         task => {
             let n = ((workload.batch as f64 * args.batch_scale).round() as usize).max(1);
-            let batch = Batch::new(inputs(task, n, &model.input().shape, &mut rng));
-            let mut optimiser = Optimiser::new(model.params(), false);
+            let batch = Batch::new(synthetic(task, n, &model.input().shape, &mut rng)).to(device)?;
+            let mut optimiser = device.run(|| Optimiser::new(model.params(), false))?;
             let options = FitOptions { lr: 1e-4, ..Default::default() };
             let model: &dyn Model = &*model;
-            let train = move || {
-                train_step(model, &batch, &mut rng, &mut optimiser, &options);
-                Ok(())
+            let mut replay = Replay::new();
+            let mut steps = move || {
+                if device == Device::Cpu {
+                    return train_step(model, &batch, &mut rng, &mut optimiser, &options);
+                }
+                let rates = optimiser.next_rates(options.lr, &options);
+                // Its gate is waited for, as the norm is in a training run.
+                replay.step(model, &mut optimiser, &batch, &rates, &mut rng, 0.0)[0].to_f64_vec();
             };
+            let train = move || device.run(|| mixed(amp, &mut steps));
             (Box::new(train), n)
         }
     };
@@ -187,7 +201,7 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
         name: workload.name,
         version: env!("CARGO_PKG_VERSION"),
         target: env!("SURPRISAL_TARGET"),
-        device: common.device.clone(),
+        device: device.to_string(),
         threads: rayon::current_num_threads(),
         isa: format!("{:?}", crate::cpu::simd::isa()).to_lowercase(),
         params: model.params().count(),
@@ -199,7 +213,7 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
     })
 }
 
-fn inputs(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {
+fn synthetic(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {
     let sizes: Vec<usize> = [n].iter().chain(shape).copied().collect();
     match task {
         Task::TrainUniform => return rng.uniform(&sizes, DType::F32),
@@ -211,7 +225,8 @@ fn inputs(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {
     Tensor::from_fn(&sizes, |i| bytes[i] as u8)
 }
 
-fn train_step(
+/// One step of training: forward, backward, Adam.
+pub(super) fn train_step(
     model: &dyn Model,
     batch: &Batch,
     rng: &mut Philox,

@@ -204,7 +204,7 @@ fn samples(model: &dyn Model, seed: u64) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for &label in &labels {
         let options = SampleOptions { label, ..Default::default() };
-        let drawn = model.sample(SAMPLES / labels.len(), &options, &mut rng)?;
+        let drawn = model.draw(SAMPLES / labels.len(), &options, &mut rng)?;
         images.extend(Image::all(&bytes(&drawn))?);
     }
     Ok(images)

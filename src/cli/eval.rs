@@ -3,16 +3,18 @@
 use super::compare::{Comparing, publish};
 use super::evidence::{calibrations, chosen, know, needs, needs_to_score, open};
 use super::progress::{catch_interrupts, say};
-use super::{Common, inputs, output};
+use super::{Common, families, inputs, output};
 use crate::calibrate::calibrate;
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::{Page, table};
+use crate::evidence::{Evidence, Judges};
+use crate::report::{FamilyRow, Page, table};
 use crate::scorers::{SCORERS, ScorerInfo};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model files, or folders that `train` wrote; of several models each gets a folder with its report in --out
+    /// Model files, or folders that `train` wrote; of several models each gets a folder with its report in
+    /// --out, beside a report that holds them side by side with measured speeds
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// Normal data that the model was not trained on
@@ -58,19 +60,36 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut pages = Vec::new();
     for (i, model) in args.models.iter().enumerate() {
         let background = args.background.get(i).or(args.background.first());
-        pages.push(page(args, common, model, background.map(PathBuf::as_path))?);
+        let mut found = page(args, common, model, background.map(PathBuf::as_path))?;
+        if args.models.len() > 1 {
+            let Found { judges, reference, page } = &found;
+            let parameters = output::thousands(judges.model.model.params().count());
+            let row = families::measure(judges, reference, &page.rows, parameters)?;
+            found.page.families.push(row);
+        }
+        pages.push(found.page);
     }
     if let [page] = &pages[..] {
         return publish(common, page, &args.out);
     }
-    for (i, page) in pages.iter().enumerate() {
+    let mut together = Page { title: format!("{} models", pages.len()), ..Page::default() };
+    for (i, page) in pages.iter_mut().enumerate() {
         let name = page.rows.first().map_or("", |row| row.model.as_str());
         let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-        let dir = args.out.join(format!("{}-{stem}", i + 1));
+        let folder = format!("{}-{stem}", i + 1);
+        let dir = args.out.join(&folder);
+        for row in page.families.drain(..) {
+            together.families.push(FamilyRow { report: Some(format!("{folder}/report.html")), ..row });
+        }
         inputs::writable(&dir)?;
         page.write_atomic(dir.join("report.html"))?;
         say(common, format!("{}", dir.join("report.html").display()));
     }
+    let said = [("reference", &args.reference)].into_iter().chain(args.other.iter().map(|o| ("other", o)));
+    together.settings = said.map(|(key, path)| (key.into(), path.display().to_string())).collect();
+    together.settings.push(("threads".into(), rayon::current_num_threads().to_string()));
+    together.write_atomic(args.out.join("report.html"))?;
+    say(common, format!("{}", args.out.join("report.html").display()));
     let rows: Vec<_> = pages.iter().flat_map(|page| page.rows.iter().cloned()).collect();
     let results = output::json_lines(&rows)?;
     crate::files::write_atomic(args.out.join("results.json"), results.as_bytes())?;
@@ -81,9 +100,15 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
 }
 
 /// Everything about one model.
-fn page(args: &Args, common: &Common, model: &Path, background: Option<&Path>) -> Result<Page> {
+struct Found {
+    judges: Judges,
+    reference: Evidence,
+    page: Page,
+}
+
+fn page(args: &Args, common: &Common, model: &Path, background: Option<&Path>) -> Result<Found> {
     let scorers = chosen(&args.scorer)?;
-    let mut judges = open(model, background)?;
+    let mut judges = open(common, model, background)?;
     judges.cache = args.cache.clone();
     let open = |path: &PathBuf| {
         let data = args.reading.open_for(path, &judges.model)?;
@@ -134,5 +159,6 @@ fn page(args: &Args, common: &Common, model: &Path, background: Option<&Path>) -
         ("background".into(), background.map_or("none".into(), |b| b.display().to_string())),
         ("seed".into(), meta.seed.to_string()),
     ];
-    Ok(page)
+    let reference = comparing.reference;
+    Ok(Found { judges, reference, page })
 }

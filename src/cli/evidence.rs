@@ -9,10 +9,11 @@ use crate::scorers::{self, SCORERS, ScorerInfo};
 use std::path::Path;
 
 /// Reads the model, the other members of its ensemble that `train --ensemble` left beside it, and the background model.
-pub fn open(model: &Path, background: Option<&Path>) -> Result<Judges> {
-    let path = inputs::model_path(model);
-    let members = inputs::members(&path).iter().map(|p| inputs::model(p)).collect::<Result<Vec<_>>>()?;
-    Judges::new(inputs::model(model)?, members, background.map(inputs::model).transpose()?)
+pub fn open(common: &Common, model: &Path, background: Option<&Path>) -> Result<Judges> {
+    let read = |path: &Path| inputs::model_on(path, common);
+    let members = inputs::members(&inputs::model_path(model));
+    let members = members.iter().map(|p| read(p)).collect::<Result<Vec<_>>>()?;
+    Judges::new(read(model)?, members, background.map(read).transpose()?)
 }
 
 /// All that the models say about `data`, with a bar per pass.

@@ -120,6 +120,23 @@ pub fn model(path: &Path) -> Result<ModelFile> {
     file::load(model_path(path))
 }
 
+/// Reads a model file and moves the model to the device.
+pub fn model_on(path: &Path, common: &Common) -> Result<ModelFile> {
+    let file = model(path)?;
+    to_device(&*file.model, common)?;
+    Ok(file)
+}
+
+/// Moves `model` to the device, or says that it stays.
+pub fn to_device(model: &dyn Model, common: &Common) -> Result<()> {
+    model.to(common.device)?;
+    if model.device() != common.device {
+        let note = "this model calculates in f64, which devices do not: it runs on the CPU";
+        progress::say(common, note);
+    }
+    Ok(())
+}
+
 /// The model file that `path` means.
 pub fn model_path(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(crate::train::checkpoint::MODEL) } else { path.to_path_buf() }

@@ -10,9 +10,11 @@ mod demo;
 mod detect;
 mod eval;
 mod evidence;
+mod families;
 mod info;
 mod inputs;
 mod list;
+mod nab;
 mod output;
 mod progress;
 mod sample;
@@ -22,6 +24,7 @@ mod stream;
 mod train;
 
 use crate::cpu::par;
+use crate::cuda::Device;
 use crate::error::{Error, ErrorKind, Result};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -41,9 +44,9 @@ struct Common {
     /// Seed of everything random
     #[arg(long, global = true, value_name = "N")]
     seed: Option<u64>,
-    /// Where to compute: cpu, cuda or cuda:N
-    #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
+    /// Where train, score, eval, sample, bench and demo compute: cpu, cuda or cuda:N
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
+    device: Device,
     /// Number of threads [default: all cores]; results do not depend on it
     #[arg(long, global = true, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
@@ -68,7 +71,7 @@ enum Command {
     /// Find the intervals of a time series that stand out, step by step, without looking ahead
     Series(series::Args),
     /// Score the streaming model on a folder of the Numenta Anomaly Benchmark
-    Nab(series::NabArgs),
+    Nab(nab::Args),
     /// Rank the rows of a file by a classical detector, or judge them against clean reference data
     Detect(detect::Args),
     /// Draw samples from a trained model
@@ -102,7 +105,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(Cli { common, command }: &Cli) -> Result<()> {
-    check_device(&common.device)?;
+    command.check_device(common.device)?;
     if let Some(threads) = common.threads {
         par::set_threads(threads.get());
     }
@@ -112,7 +115,7 @@ fn run(Cli { common, command }: &Cli) -> Result<()> {
         Command::Score(args) => score::run(args, common),
         Command::Eval(args) => eval::run(args, common),
         Command::Series(args) => series::run(args, common),
-        Command::Nab(args) => series::nab(args, common),
+        Command::Nab(args) => nab::run(args, common),
         Command::Detect(args) => detect::run(args, common),
         Command::Sample(args) => sample::run(args, common),
         Command::List(args) => list::run(args, common),
@@ -122,14 +125,25 @@ fn run(Cli { common, command }: &Cli) -> Result<()> {
     }
 }
 
-fn check_device(device: &str) -> Result<()> {
-    let number = |n: &str| n.parse::<u32>().is_ok();
-    match device.split_once(':').unwrap_or((device, "0")) {
-        ("cpu", "0") => Ok(()),
-        ("cuda", n) if number(n) => Err(Error::new(
-            ErrorKind::Device,
-            format!("--device {device}: this build has no CUDA; expected cpu"),
-        )),
-        _ => Err(Error::new(ErrorKind::Usage, format!("--device {device}: expected cpu, cuda or cuda:N"))),
+impl Command {
+    /// Finds out now, before anything is read, whether the command can run on `device`.
+    fn check_device(&self, device: Device) -> Result<()> {
+        let name = match self {
+            Command::Demo(_) | Command::Train(_) | Command::Score(_) | Command::Eval(_) => {
+                return device.check();
+            }
+            Command::Sample(_) | Command::Bench(_) => return device.check(),
+            Command::Series(_) => "series",
+            Command::Nab(_) => "nab",
+            Command::Detect(_) => "detect",
+            Command::List(_) => "list",
+            Command::Info(_) => "info",
+            Command::Adbench(_) => "adbench",
+        };
+        if device == Device::Cpu {
+            return Ok(());
+        }
+        let message = format!("--device {device}: {name} runs on the CPU");
+        Err(Error::new(ErrorKind::Usage, message))
     }
 }

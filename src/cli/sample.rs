@@ -41,7 +41,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return usage(format!("--temperature {}: expected a number above 0", args.temperature));
     }
-    let file = inputs::model(&args.model)?;
+    let file = inputs::model_on(&args.model, common)?;
     let input = file.model.input();
     if let Some(label) = args.label {
         match input.classes {
@@ -64,7 +64,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
     let options = SampleOptions { temperature: args.temperature, label: args.label };
     let mut rng = Philox::new(common.seed.unwrap_or(file.meta.seed)).fork(SAMPLES);
-    let drawn = file.model.sample(args.n as usize, &options, &mut rng)?;
+    let drawn = file.model.draw(args.n as usize, &options, &mut rng)?;
     match ending {
         "png" => data::write_png(&args.out, &bytes(&drawn), (args.n as f64).sqrt().ceil() as usize)?,
         "csv" => {

@@ -97,7 +97,7 @@ pub enum Rule {
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     catch_interrupts()?;
     let scorer = args.scorer.as_deref().map(scorers::find).transpose()?;
-    let judges = open(&args.model, args.background.as_deref())?;
+    let judges = open(common, &args.model, args.background.as_deref())?;
     let input = judges.model.model.input();
     let image = input.shape.len() == 3 && input.dtypes.contains(&crate::DType::U8);
     let scorer = match scorer {

@@ -1,15 +1,12 @@
-//! `series`: intervals of a time series that stand out, and the columns behind them; `nab`: the benchmark.
+//! `series`: intervals of a time series that stand out, and the columns behind them.
 
+use super::progress::say;
 use super::{Common, inputs, output};
-use crate::data::{self, ColumnKind, Dataset, ReadOptions, Wish};
+use crate::data::{ColumnKind, Dataset};
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::metrics::nab::{self, Outcome, PROFILES};
-use crate::report::metrics::{RangeOptions, range_scores, vus};
-use crate::series::{Newest, SeriesOptions, SeriesScorer, Step, intervals};
-use serde::Serialize;
+use crate::report::{Axis, Figure, Finding, Page, Series as Curve, Stretch};
+use crate::series::{Interval, SeriesOptions, SeriesScorer, Step, intervals};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Settings of the streaming model.
@@ -27,7 +24,7 @@ pub struct Model {
 }
 
 impl Model {
-    fn options(&self) -> Result<SeriesOptions> {
+    pub fn options(&self) -> Result<SeriesOptions> {
         if self.memory > 1.0 && self.memory.is_finite() {
             let (harmonics, memory, quiet) = (self.harmonics.into(), self.memory, self.quiet_steps);
             return Ok(SeriesOptions { harmonics, memory, quiet, ..Default::default() });
@@ -51,22 +48,30 @@ pub struct Args {
     /// Steps between two parts of one interval
     #[arg(long, value_name = "STEPS", default_value_t = 10)]
     gap: usize,
+    /// Write a report: the columns and their surprisal with the intervals shaded
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
+
+/// Points of a curve in the report.
+const POINTS: usize = 1500;
 
 /// The most past steps that a threshold is taken from.
 const PAST: usize = 20_000;
 
 /// A series as numbers.
-struct Series {
+pub struct Series {
     /// Days since 1970-01-01 of each step.
-    days: Vec<f64>,
-    names: Vec<String>,
+    pub days: Vec<f64>,
+    /// Of the columns.
+    pub names: Vec<String>,
     /// Step by step.
-    values: Vec<Vec<f64>>,
+    pub values: Vec<Vec<f64>>,
 }
 
 impl Series {
-    fn of(table: &Dataset) -> Result<Self> {
+    /// The numbers of a table with a date column.
+    pub fn of(table: &Dataset) -> Result<Self> {
         let fail = |what: String| Err(Error::new(ErrorKind::Data, format!("{}: {what}", table.name)));
         let Some(schema) = table.schema.as_ref().filter(|_| table.values.rank() == 2) else {
             return fail("a series is a table with a date column".into());
@@ -110,7 +115,8 @@ impl Series {
         }
     }
 
-    fn judge(&self, options: &SeriesOptions) -> Vec<Step> {
+    /// Judges every step.
+    pub fn judge(&self, options: &SeriesOptions) -> Vec<Step> {
         let mut scorer = SeriesScorer::new(self.names.len(), options.clone());
         self.days.iter().zip(&self.values).map(|(day, row)| scorer.step(*day, row)).collect()
     }
@@ -140,7 +146,12 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             (step.nats - bound).max(0.0)
         })
         .collect();
-    let found: Vec<Value> = intervals(&excess, 0.0, args.gap)
+    let stretches = intervals(&excess, 0.0, args.gap);
+    if let Some(path) = &args.report {
+        report(&args.data, &series, &steps, &stretches).write_atomic(path)?;
+        say(common, format!("{}", path.display()));
+    }
+    let found: Vec<Value> = stretches
         .iter()
         .map(|i| {
             let parts = (0..series.names.len())
@@ -173,130 +184,65 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     output::print(&output::columns(&rows))
 }
 
-#[derive(clap::Args)]
-pub struct NabArgs {
-    /// The folder with windows.json and the series that it names, as .csv or .csv.gz
-    folder: PathBuf,
-    #[command(flatten)]
-    model: Model,
-}
-
-/// One scored method.
-#[derive(Serialize)]
-struct Method {
-    method: &'static str,
-    profiles: BTreeMap<&'static str, Outcome>,
-    /// Means over the series with windows: VUS with borders of up to 100 steps, and range F1 at the threshold of the
-    /// standard profile.
-    vus_roc: f64,
-    vus_pr: f64,
-    range_f1: f64,
-}
-
-/// Scores the benchmark: the streaming model and, for comparison, the windowed Gaussian.
-pub fn nab(args: &NabArgs, common: &Common) -> Result<()> {
-    let path = args.folder.join("windows.json");
-    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let wrong = |what: String| Error::new(ErrorKind::Format, format!("{}: {what}", path.display()));
-    let windows: BTreeMap<String, Vec<(String, String)>> =
-        serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-    let options = args.model.options()?;
-    let (mut series, mut labelled) = (Vec::new(), Vec::new());
-    for (name, windows) in &windows {
-        let one = read(&args.folder, name)?;
-        let steps = |(from, to): &(String, String)| -> Result<Range<usize>> {
-            let day =
-                |text: &str| data::date(text).ok_or_else(|| wrong(format!("{name}: \"{text}\" is no date")));
-            let (from, to) = (day(from)?, day(to)?);
-            // One series sets its clock back; the benchmark takes the first and the last step of a window.
-            let start = one.days.iter().position(|d| *d >= from).unwrap_or(one.days.len());
-            Ok(start..one.days.iter().rposition(|d| *d <= to).map_or(0, |last| last + 1))
-        };
-        labelled.push(windows.iter().map(steps).collect::<Result<Vec<_>>>()?);
-        series.push(one);
-    }
-    let steps: Vec<Vec<Step>> = series.iter().map(|s| s.judge(&options)).collect();
-    let gauss: Vec<Vec<f64>> =
-        series.iter().map(|s| windowed_gaussian(s.values.iter().map(|v| v[0]))).collect();
-    let newest = |scores: &Vec<f64>| {
-        let mut newest = Newest::new(options.quiet);
-        scores.iter().map(|s| newest.pass(*s)).collect::<Vec<f64>>()
+/// The page: a chart of the surprisal and of each column, the intervals shaded.
+fn report(path: &Path, series: &Series, steps: &[Step], found: &[Interval]) -> Page {
+    let text = |step: usize| ColumnKind::Date.text(series.days[step]);
+    let first = series.days.first().copied().unwrap_or(0.0);
+    let days = |step: usize| series.days[step.min(series.days.len() - 1)] - first;
+    let bands: Vec<(f64, f64)> = found.iter().map(|i| (days(i.start), days(i.end - 1))).collect();
+    let chart = |title: &str, unit: &str, values: &dyn Fn(usize) -> f64| Figure {
+        title: title.into(),
+        x: Axis::new(format!("days since {}", text(0))),
+        y: Axis::new(unit),
+        joined: true,
+        series: vec![Curve { name: title.into(), points: thinned(steps.len(), &days, values) }],
+        bands: bands.clone(),
+        ..Figure::default()
     };
-    let of = |f: fn(&Step) -> f64| steps.iter().map(|s| s.iter().map(f).collect()).collect::<Vec<Vec<f64>>>();
-    let methods = [
-        ("surprisal", of(|s| s.alarm), of(|s| s.nats)),
-        ("surprisal, every step", of(|s| s.nats), of(|s| s.nats)),
-        ("windowed Gaussian, newest", gauss.iter().map(newest).collect(), gauss.clone()),
-        ("windowed Gaussian", gauss.clone(), gauss),
-    ];
-    let methods = methods.into_iter().map(|(name, alarms, raw)| method(name, &alarms, &raw, &labelled));
-    let methods = methods.collect::<Result<Vec<_>>>()?;
-    if common.json {
-        return output::print(&output::json_lines(&methods)?);
+    let mut figures = vec![chart("surprisal", "nats per step", &|t| steps[t].nats)];
+    for (c, name) in series.names.iter().enumerate() {
+        figures.push(chart(name, "value", &|t| series.values[t][c]));
     }
-    let head = ["method", "standard", "low FP", "low FN", "found", "false", "VUS-ROC", "VUS-PR", "range F1"];
-    let mut rows = vec![head.map(String::from).to_vec()];
-    rows.extend(methods.iter().map(|m| {
-        let standard = m.profiles[PROFILES[0].name];
-        let mut row = vec![m.method.to_string()];
-        row.extend(PROFILES.iter().map(|p| format!("{:.1}", m.profiles[p.name].score)));
-        row.push(format!("{}/{}", standard.found, standard.windows));
-        row.push(standard.false_alarms.to_string());
-        row.extend([m.vus_roc, m.vus_pr, m.range_f1].map(|x| format!("{x:.3}")));
-        row
-    }));
-    output::print(&output::columns(&rows))
+    let stretches = found.iter().map(|i| {
+        let parts = |c: usize| steps[i.start..i.end].iter().map(|s| s.parts[c]).sum::<f64>();
+        let mut columns: Vec<(String, f64)> =
+            series.names.iter().enumerate().map(|(c, name)| (name.clone(), parts(c))).collect();
+        columns.sort_by(|a, b| b.1.total_cmp(&a.1));
+        columns.truncate(3);
+        let (start, end, steps_in) = (text(i.start), text(i.end - 1), i.end - i.start);
+        let (nats, severity) = (steps[i.peak].nats, i.severity);
+        Stretch { start, end, steps: steps_in, nats, severity, columns }
+    });
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let steps_out: usize = found.iter().map(|i| i.end - i.start).sum();
+    let headline = match found.len() {
+        0 => "Nothing stands out.".to_string(),
+        1 => "One interval stands out.".to_string(),
+        n => format!("{n} intervals stand out."),
+    };
+    let paragraph = format!(
+        "{steps_out} of {} steps, from {} to {}. Every step is judged from the steps before it.",
+        steps.len(),
+        text(0),
+        text(steps.len() - 1)
+    );
+    let said = Some(Finding { headline, paragraph });
+    Page { title: name, said, figures, stretches: stretches.collect(), ..Page::default() }
 }
 
-fn read(folder: &Path, name: &str) -> Result<Series> {
-    let plain = folder.join(name);
-    let path = if plain.is_file() { plain } else { folder.join(format!("{name}.gz")) };
-    let columns = vec![("timestamp".to_string(), Wish::Date), ("value".to_string(), Wish::Numeric)];
-    Series::of(&data::open(path, &ReadOptions { columns, ..Default::default() })?)
-}
-
-fn method(
-    name: &'static str,
-    alarms: &[Vec<f64>],
-    raw: &[Vec<f64>],
-    labelled: &[Vec<Range<usize>>],
-) -> Result<Method> {
-    let series =
-        alarms.iter().zip(labelled).map(|(s, w)| nab::Series { scores: s.clone(), windows: w.clone() });
-    let series: Vec<nab::Series> = series.collect();
-    let outcomes = PROFILES
-        .iter()
-        .map(|p| Ok((p.name, nab::evaluate(&series, *p)?)))
-        .collect::<Result<BTreeMap<_, _>>>()?;
-    let threshold = outcomes[PROFILES[0].name].threshold;
-    let (mut sums, mut n) = ([0.0; 3], 0.0);
-    for (scores, windows) in raw.iter().zip(labelled).filter(|(_, w)| !w.is_empty()) {
-        let labels: Vec<bool> = (0..scores.len()).map(|t| windows.iter().any(|w| w.contains(&t))).collect();
-        let volume = vus(scores, &labels, 100)?;
-        let predicted: Vec<Range<usize>> =
-            intervals(scores, threshold.next_down(), 0).iter().map(|i| i.start..i.end).collect();
-        let f1 = range_scores(windows, &predicted, RangeOptions::default()).f1;
-        sums = [sums[0] + volume.roc, sums[1] + volume.pr, sums[2] + f1];
-        n += 1.0;
+/// The curve with the lowest and the highest point of each of its parts, so that no peak is lost.
+fn thinned(n: usize, x: &dyn Fn(usize) -> f64, y: &dyn Fn(usize) -> f64) -> Vec<(f64, f64)> {
+    let part = n.div_ceil(POINTS / 2).max(1);
+    let mut points = Vec::new();
+    for start in (0..n).step_by(part) {
+        let steps = || (start..n.min(start + part)).filter(|&t| y(t).is_finite());
+        let low = steps().min_by(|&a, &b| y(a).total_cmp(&y(b)));
+        let high = steps().max_by(|&a, &b| y(a).total_cmp(&y(b)));
+        let (Some(low), Some(high)) = (low, high) else { continue };
+        points.push((x(low.min(high)), y(low.min(high))));
+        if low != high {
+            points.push((x(low.max(high)), y(low.max(high))));
+        }
     }
-    let [vus_roc, vus_pr, range_f1] = sums.map(|s| s / n);
-    Ok(Method { method: name, profiles: outcomes, vus_roc, vus_pr, range_f1 })
-}
-
-/// The benchmark's baseline: squared deviations from the mean of the last 6,400 steps, in variances. The order is that of
-/// the Gaussian tail probability, without its underflow.
-fn windowed_gaussian(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    const WINDOW: usize = 6400;
-    let values: Vec<f64> = values.collect();
-    let (mut sum, mut squares) = (0.0, 0.0);
-    let mut scores = Vec::with_capacity(values.len());
-    for (t, x) in values.iter().enumerate() {
-        let n = t.min(WINDOW) as f64;
-        let mean = sum / n.max(1.0);
-        let variance = (squares / n.max(1.0) - mean * mean).max(1e-12);
-        scores.push(if t >= 50 { (x - mean).powi(2) / variance } else { 0.0 });
-        let old = if t >= WINDOW { values[t - WINDOW] } else { 0.0 };
-        (sum, squares) = (sum + x - old, squares + x * x - old * old);
-    }
-    scores
+    points
 }

@@ -9,7 +9,7 @@ use crate::evidence::{Evidence, Need};
 use crate::models::config::{self, Recipe};
 use crate::models::file::{self, DataStats, HeldOut, Meta};
 use crate::models::{MODELS, Model};
-use crate::train::{Checkpoints, Fit, FitOptions, checkpoint, fit};
+use crate::train::{Amp, Checkpoints, Fit, FitOptions, checkpoint, fit};
 use std::path::{Path, PathBuf};
 
 /// Mutation rate of background models unless `train.mutation` is set: the upper end of the rates that Ren et al. 2019
@@ -37,6 +37,9 @@ pub struct Args {
     /// Folder for model.safetensors and the checkpoint [default: surprisal-out/PRESET]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
+    /// Mixed precision on devices, off or bf16: the setting train.amp
+    #[arg(long, value_name = "AMP")]
+    amp: Option<Amp>,
     /// Replace the model that is already in the folder
     #[arg(long)]
     overwrite: bool,
@@ -58,6 +61,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         recipe.train.seed = seed;
     }
     recipe.set(&args.set)?;
+    if let Some(amp) = args.amp {
+        recipe.train.amp = amp;
+    }
     if args.background && recipe.train.mutation == 0.0 {
         recipe.train.mutation = BACKGROUND_MUTATION;
     }
@@ -148,6 +154,7 @@ pub fn train(
 ) -> Result<Trained> {
     progress::catch_interrupts()?;
     let model = recipe.build()?;
+    inputs::to_device(&*model, common)?;
     model.input().check(&data)?;
     let (data, validation) = split(recipe, data, validation)?;
     let meta = Meta { data: Some(DataStats::of(&data)), ..Meta::new(recipe, &*model) };

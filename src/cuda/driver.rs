@@ -4,13 +4,16 @@
 //! host, which then names what was queued since the last one. `SURPRISAL_CUDA_SYNC=1` waits after every launch, so
 //! that the message names the kernel itself.
 
+use super::graph::Executable;
 use super::pool::Pool;
-use super::{Arg, Backend, Grid, Kernel};
+use super::staging::Staging;
+use super::{Arg, Backend, Graph, Grid, Kernel, OUT_OF_MEMORY, Queue, locked};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
@@ -22,11 +25,14 @@ const REMEMBERED: usize = 12;
 struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// For copies from the host while the other one is recorded.
+    aside: sys::CUstream,
+    recording: AtomicBool,
+    staging: Mutex<Staging>,
     pool: Mutex<Pool>,
     functions: Mutex<HashMap<Kernel, sys::CUfunction>>,
     modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
-    /// Kernels queued since the last wait, newest last.
-    queued: Mutex<Vec<&'static str>>,
+    recent: Recent,
     synchronous: bool,
 }
 
@@ -36,7 +42,8 @@ unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
 
-fn told(error: DriverError) -> String {
+/// What the driver says about an error.
+pub(super) fn told(error: DriverError) -> String {
     let name = error.error_name().ok().and_then(|s| s.to_str().ok()).unwrap_or("unknown error");
     let text = error.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("no description");
     format!("{text} ({name})")
@@ -54,40 +61,70 @@ pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
     let mut version = 0;
     // SAFETY: writes one integer.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(told)?;
-    if version < NEEDED {
-        let (major, minor) = (version / 1000, version % 1000 / 10);
-        return Err(format!(
-            "the driver is made for CUDA {major}.{minor}; 13.0 (driver 580) or newer is needed"
-        ));
-    }
+    check_version(version)?;
     result::init().map_err(told)?;
-    let count = result::device::get_count().map_err(told)?;
-    if index >= count as usize {
-        return Err(match count {
-            0 => "the driver sees no GPU".into(),
-            1 => "there is one GPU, cuda:0".into(),
-            n => format!("there are {n} GPUs, cuda:0 to cuda:{}", n - 1),
-        });
-    }
+    check_index(index, result::device::get_count().map_err(told)?)?;
     let device = result::device::get(index as i32).map_err(told)?;
     // SAFETY: the device exists; the primary context is kept for the life of the process.
     let context = unsafe { result::primary_ctx::retain(device) }.map_err(told)?;
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(told)?;
-    let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(told)?;
+    let stream = || result::stream::create(result::stream::StreamKind::NonBlocking).map_err(told);
     Ok(Box::new(Driver {
         context,
-        stream,
+        stream: stream()?,
+        aside: stream()?,
+        recording: AtomicBool::new(false),
+        staging: Mutex::default(),
         pool: Mutex::default(),
         functions: Mutex::default(),
         modules: Mutex::default(),
-        queued: Mutex::default(),
+        recent: Recent::default(),
         synchronous: std::env::var_os("SURPRISAL_CUDA_SYNC").is_some_and(|v| v != "0"),
     }))
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
+/// Whether a driver made for CUDA `version` (1000 major + 10 minor) loads our kernels.
+fn check_version(version: i32) -> Result<(), String> {
+    if version >= NEEDED {
+        return Ok(());
+    }
+    let (major, minor) = (version / 1000, version % 1000 / 10);
+    Err(format!("the driver is made for CUDA {major}.{minor}; 13.0 (driver 580) or newer is needed"))
+}
+
+/// Whether there is a device `index` among `count`.
+fn check_index(index: usize, count: i32) -> Result<(), String> {
+    match count {
+        count if index < count as usize => Ok(()),
+        0 => Err("the driver sees no GPU".into()),
+        1 => Err("there is one GPU, cuda:0".into()),
+        n => Err(format!("there are {n} GPUs, cuda:0 to cuda:{}", n - 1)),
+    }
+}
+
+/// What was asked for, what is there, and whose fault it may be.
+fn no_memory(asked: usize, free: usize, total: usize) -> String {
+    let [asked, free, total] = [asked, free, total].map(|bytes| bytes.div_ceil(1 << 20));
+    format!("{OUT_OF_MEMORY}: {asked} MiB asked for, {free} of {total} MiB free (other processes included)")
+}
+
+/// The last kernels queued since the last wait, oldest first: what a message about a fault names.
+#[derive(Clone, Default)]
+pub(super) struct Recent(Arc<Mutex<VecDeque<&'static str>>>);
+
+impl Recent {
+    pub(super) fn add(&self, symbol: &'static str) {
+        let mut kept = locked(&self.0);
+        if kept.len() == REMEMBERED {
+            kept.pop_front();
+        }
+        kept.push_back(symbol);
+    }
+
+    pub(super) fn take(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *locked(&self.0)).into()
+    }
 }
 
 impl Driver {
@@ -100,9 +137,9 @@ impl Driver {
     fn wait(&self) -> Result<(), String> {
         // SAFETY: the stream lives as long as the process.
         let done = unsafe { result::stream::synchronize(self.stream) };
-        let queued = std::mem::take(&mut *locked(&self.queued));
+        let recent = self.recent.take();
         done.map_err(|e| {
-            let last = queued.iter().rev().take(REMEMBERED).rev().copied().collect::<Vec<_>>().join(", ");
+            let last = recent.join(", ");
             let hint = if self.synchronous { "" } else { "; SURPRISAL_CUDA_SYNC=1 finds the one" };
             format!("{} in or after one of the kernels {last}{hint}", told(e))
         })
@@ -136,15 +173,6 @@ impl Driver {
         // SAFETY: the memory is owned by the caller until `free`.
         unsafe { result::malloc_sync(bytes) }
     }
-
-    /// Gives kept memory back to the device.
-    fn trim(&self) {
-        let _ = self.wait();
-        for address in locked(&self.pool).drain() {
-            // SAFETY: a kept block is owned by the pool, and nothing queued uses it any more.
-            let _ = unsafe { result::free_sync(address) };
-        }
-    }
 }
 
 impl Backend for Driver {
@@ -161,14 +189,7 @@ impl Backend for Driver {
             })
             .map_err(|e| match result::mem_get_info() {
                 Ok((free, total)) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                    let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-                    format!(
-                        "out of memory: {} MiB asked for, {} of {} MiB free (other processes included); \
-                         a smaller batch needs less",
-                        mib(rounded),
-                        mib(free),
-                        mib(total)
-                    )
+                    no_memory(rounded, free, total)
                 }
                 _ => told(e),
             })
@@ -180,12 +201,22 @@ impl Backend for Driver {
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<(), String> {
         self.enter()?;
-        // SAFETY: `to` holds at least as many bytes; pageable memory is staged before the call returns.
-        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(told)
+        if !self.recording.load(Ordering::Relaxed) {
+            return locked(&self.staging).upload(to, from, self.stream).map_err(told);
+        }
+        // A constant of recorded work: there before the first replay.
+        // SAFETY: `to` holds at least as many bytes, the stream lives, and the wait ends the copy.
+        unsafe {
+            let queued = result::memcpy_htod_async(to, from, self.aside);
+            result::stream::synchronize(self.aside).and(queued).map_err(told)
+        }
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<(), String> {
         self.enter()?;
+        if to.is_empty() {
+            return self.wait();
+        }
         // SAFETY: `from` holds at least as many bytes, and the wait below ends the copy.
         let queued = unsafe { result::memcpy_dtoh_async(to, from, self.stream) };
         self.wait()?;
@@ -198,6 +229,19 @@ impl Backend for Driver {
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(told)
     }
 
+    fn trim(&self) {
+        if self.recording.load(Ordering::Relaxed) {
+            return;
+        }
+        let _ = self.wait();
+        for (address, _) in locked(&self.pool).drain() {
+            // SAFETY: a kept block is owned by the pool, and nothing queued uses it any more.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+}
+
+impl Queue for Driver {
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[&dyn Arg]) -> Result<(), String> {
         self.enter()?;
         let function = self.function(kernel)?;
@@ -222,7 +266,54 @@ impl Backend for Driver {
             )
         }
         .map_err(told)?;
-        locked(&self.queued).push(kernel.symbol);
-        if self.synchronous { self.wait() } else { Ok(()) }
+        self.recent.add(kernel.symbol);
+        let waits = self.synchronous && !self.recording.load(Ordering::Relaxed);
+        if waits { self.wait() } else { Ok(()) }
+    }
+
+    fn begin(&self) -> Result<(), String> {
+        self.enter()?;
+        self.wait()?;
+        // Relaxed: memory is asked for while recording.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as the process.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(told)?;
+        self.recording.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn end(&self) -> Result<Box<dyn Graph>, String> {
+        self.recording.store(false, Ordering::Relaxed);
+        self.enter()?;
+        let recorded = Executable::end(self.context, self.stream, &self.recent).map_err(told)?;
+        Ok(Box::new(recorded))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_in_one_line() {
+        assert!(check_version(NEEDED).is_ok() && check_index(1, 2).is_ok());
+        let message = check_version(12_040).unwrap_err();
+        assert!(message.starts_with("the driver is made for CUDA 12.4; 13.0"), "{message}");
+        assert_eq!(check_index(0, 0).unwrap_err(), "the driver sees no GPU");
+        assert_eq!(check_index(3, 1).unwrap_err(), "there is one GPU, cuda:0");
+        assert_eq!(check_index(8, 8).unwrap_err(), "there are 8 GPUs, cuda:0 to cuda:7");
+        let message = no_memory(3 << 30, 100 << 20, 80 << 30);
+        assert_eq!(
+            message,
+            "out of memory: 3072 MiB asked for, 100 of 81920 MiB free (other processes included)"
+        );
+    }
+
+    #[test]
+    fn messages_name_the_last_kernels() {
+        let recent = Recent::default();
+        (0..REMEMBERED + 3).for_each(|i| recent.add(if i % 2 == 0 { "even" } else { "odd" }));
+        assert_eq!(recent.take().len(), REMEMBERED);
+        assert!(recent.take().is_empty());
     }
 }

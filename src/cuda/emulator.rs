@@ -4,9 +4,11 @@
 //! New memory holds NaN patterns and ends in a canary; launches check their arguments against the kernel's
 //! parameters; barriers and warp collectives that threads do not reach together are errors with file and line.
 
-use super::{Arg, Backend, Grid, Kernel};
+use super::{Arg, Backend, Graph, Grid, Kernel, OUT_OF_MEMORY, Queue};
+use crate::random::Philox;
 use std::alloc::{Layout, alloc, dealloc};
-use std::cell::Cell;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
 unsafe extern "C" {
@@ -36,6 +38,23 @@ pub enum Order {
 
 thread_local! {
     static ORDER: Cell<u64> = const { Cell::new(0) };
+    /// Bytes that this thread may still ask for, when that is limited.
+    static ROOM: Cell<Option<i64>> = const { Cell::new(None) };
+    /// The kernel that is to fail, and whether it did.
+    static FAULT: RefCell<Option<(String, bool)>> = const { RefCell::new(None) };
+    /// What is being recorded.
+    static TAPE: RefCell<Option<Vec<Step>>> = const { RefCell::new(None) };
+}
+
+/// From now on this thread may hold `bytes` more bytes of device memory; `None` lifts the limit.
+pub fn set_room(bytes: Option<usize>) {
+    ROOM.set(bytes.map(|b| b as i64));
+}
+
+/// Makes the next launch of the kernel `symbol` by this thread fail as a fault inside a kernel does: it is queued, and the
+/// next copy to the host reports it.
+pub fn set_fault(symbol: &str) {
+    FAULT.set(Some((symbol.into(), false)));
 }
 
 /// Sets the order for this thread's launches from now on.
@@ -60,11 +79,17 @@ fn layout(bytes: usize) -> Layout {
 
 impl Backend for Emulator {
     fn alloc(&self, bytes: usize) -> Result<u64, String> {
+        if let Some(room) = ROOM.get() {
+            if room < bytes as i64 {
+                return Err(format!("{OUT_OF_MEMORY}: {bytes} bytes asked for, {} free", room.max(0)));
+            }
+            ROOM.set(Some(room - bytes as i64));
+        }
         // SAFETY: the layout is not empty, and exactly its bytes are written.
         unsafe {
             let p = alloc(layout(bytes));
             if p.is_null() {
-                return Err(format!("out of memory: {bytes} bytes asked for"));
+                return Err(format!("{OUT_OF_MEMORY}: {bytes} bytes asked for"));
             }
             p.write_bytes(POISON, bytes);
             p.add(bytes).copy_from_nonoverlapping(CANARY.as_ptr(), CANARY.len());
@@ -73,6 +98,7 @@ impl Backend for Emulator {
     }
 
     fn free(&self, address: u64, bytes: usize) {
+        ROOM.set(ROOM.get().map(|room| room + bytes as i64));
         let p = address as *mut u8;
         // SAFETY: `alloc` made this memory with the same layout, and its canary was written then.
         let intact = unsafe { std::slice::from_raw_parts(p.add(bytes), CANARY.len()) == CANARY };
@@ -91,18 +117,109 @@ impl Backend for Emulator {
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<(), String> {
+        if let Some((symbol, _)) = FAULT.with_borrow_mut(|fault| fault.take_if(|(_, hit)| *hit)) {
+            return Err(format!("an injected fault in or after one of the kernels {symbol}"));
+        }
+        if to.is_empty() {
+            return Ok(());
+        }
         // SAFETY: the memory behind `from` holds at least `to.len()` initialised bytes.
         unsafe { (from as *const u8).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), String> {
+        if record(|| Step::Copy { to, from, bytes }) {
+            return Ok(());
+        }
         // SAFETY: both hold at least `bytes` bytes and are different allocations.
         unsafe { (from as *const u8).copy_to_nonoverlapping(to as *mut u8, bytes) };
         Ok(())
     }
 
+    fn trim(&self) {}
+}
+
+/// Something recorded.
+enum Step {
+    Launch { kernel: Kernel, grid: Grid, args: Vec<Kept> },
+    Copy { to: u64, from: u64, bytes: usize },
+}
+
+/// An argument by value: a number, a struct, an address.
+struct Kept {
+    kind: String,
+    words: Vec<u128>,
+}
+
+impl Kept {
+    fn of(arg: &dyn Arg) -> Self {
+        let kind = arg.kind();
+        let bytes = match kind.strip_prefix("struct of ").map(str::parse) {
+            Some(Ok(bytes)) => bytes,
+            _ if matches!(&*kind, "f32" | "i32" | "u32") => 4,
+            _ => 8,
+        };
+        let mut words = vec![0u128; usize::div_ceil(bytes, 16)];
+        // SAFETY: the value behind an argument has the size of its kind; the words have room for it.
+        unsafe { arg.address().cast::<u8>().copy_to_nonoverlapping(words.as_mut_ptr().cast(), bytes) };
+        Self { kind, words }
+    }
+}
+
+impl Arg for Kept {
+    fn address(&self) -> *const c_void {
+        self.words.as_ptr().cast()
+    }
+    fn kind(&self) -> String {
+        self.kind.clone()
+    }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
+    }
+}
+
+/// Adds a step where one is recorded.
+fn record(step: impl FnOnce() -> Step) -> bool {
+    TAPE.with_borrow_mut(|tape| tape.as_mut().map(|tape| tape.push(step())).is_some())
+}
+
+/// A recording, played back launch by launch.
+struct Tape(Vec<Step>);
+
+impl Graph for Tape {
+    fn launch(&self) -> Result<(), String> {
+        self.0.iter().try_for_each(|step| match step {
+            Step::Copy { to, from, bytes } => Emulator.copy(*to, *from, *bytes),
+            Step::Launch { kernel, grid, args } => {
+                let args: Vec<&dyn Arg> = args.iter().map(|a| a as &dyn Arg).collect();
+                let done = Emulator.launch(*kernel, *grid, &args);
+                done.map_err(|e| format!("replayed kernel {}: {e}", kernel.symbol))
+            }
+        })
+    }
+}
+
+impl Queue for Emulator {
+    fn begin(&self) -> Result<(), String> {
+        TAPE.set(Some(Vec::new()));
+        Ok(())
+    }
+
+    fn end(&self) -> Result<Box<dyn Graph>, String> {
+        Ok(Box::new(Tape(TAPE.take().unwrap_or_default())))
+    }
+
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[&dyn Arg]) -> Result<(), String> {
+        let kept = || args.iter().map(|a| Kept::of(*a)).collect();
+        if record(|| Step::Launch { kernel, grid, args: kept() }) {
+            return Ok(());
+        }
+        FAULT.with_borrow_mut(|fault| {
+            if let Some((symbol, hit)) = fault {
+                *hit |= symbol == kernel.symbol;
+            }
+        });
         let name = CString::new(kernel.symbol).expect("a symbol has no zero byte");
         let kinds: Vec<String> = args.iter().map(|a| a.kind()).collect();
         let kinds = CString::new(kinds.join(", ")).expect("a kind has no zero byte");

@@ -9,6 +9,7 @@ mod kind {
     use super::*;
     pub(super) type Open = &'static Context;
     pub(super) type Share = std::sync::Arc<Memory>;
+    pub(super) type Seen = std::sync::Weak<Memory>;
 
     pub(super) fn open(context: &'static Context) -> Option<Open> {
         Some(context)
@@ -22,6 +23,12 @@ mod kind {
     pub(super) fn memory(share: &Share) -> (&Memory, bool) {
         (share, std::sync::Arc::strong_count(share) == 1)
     }
+    pub(super) fn watch(share: &Share) -> Seen {
+        std::sync::Arc::downgrade(share)
+    }
+    pub(super) fn holders(seen: &Seen) -> usize {
+        seen.strong_count()
+    }
 }
 
 #[cfg(not(any(feature = "cuda", feature = "emulate")))]
@@ -29,6 +36,7 @@ mod kind {
     use super::*;
     pub(super) type Open = std::convert::Infallible;
     pub(super) type Share = std::convert::Infallible;
+    pub(super) type Seen = std::convert::Infallible;
 
     pub(super) fn open(_: &'static Context) -> Option<Open> {
         None
@@ -41,6 +49,12 @@ mod kind {
     }
     pub(super) fn memory(share: &Share) -> (&Memory, bool) {
         match *share {}
+    }
+    pub(super) fn watch(share: &Share) -> Seen {
+        *share
+    }
+    pub(super) fn holders(seen: &Seen) -> usize {
+        match *seen {}
     }
 }
 
@@ -75,5 +89,20 @@ impl Held {
     /// Whether nobody else holds this memory.
     pub(super) fn is_unique(&self) -> bool {
         kind::memory(&self.0).1
+    }
+
+    /// An eye on this memory that does not hold it.
+    pub(super) fn watch(&self) -> Watched {
+        Watched(kind::watch(&self.0))
+    }
+}
+
+/// Memory that somebody wants to know the holders of.
+pub(super) struct Watched(kind::Seen);
+
+impl Watched {
+    /// Whether exactly one holds it.
+    pub(super) fn has_one_holder(&self) -> bool {
+        kind::holders(&self.0) == 1
     }
 }

@@ -1,7 +1,9 @@
 //! The arguments and the geometry of a launch.
 
 use super::{Kernel, Output};
+use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
+use std::borrow::Cow;
 use std::ffi::c_void;
 
 /// Something that can be passed to a kernel.
@@ -10,6 +12,9 @@ pub(crate) trait Arg {
     fn address(&self) -> *const c_void;
     /// What the kernel must declare for it: `f32*` for memory it writes, `const f32*` for memory it reads, `i64`, ...
     fn kind(&self) -> String;
+    /// What must be the same for a launch to be the same again: the value; of memory nothing; of a draw its distance from
+    /// `base`.
+    fn same(&self, base: &Philox) -> Cow<'_, [u8]>;
 }
 
 /// The element type in a kernel's signature.
@@ -31,6 +36,9 @@ impl Arg for Tensor {
     fn kind(&self) -> String {
         format!("const {}*", element(self.dtype()))
     }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
+    }
 }
 
 impl Arg for Output {
@@ -39,6 +47,9 @@ impl Arg for Output {
     }
     fn kind(&self) -> String {
         format!("{}*", element(self.dtype))
+    }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
     }
 }
 
@@ -57,6 +68,9 @@ impl Arg for Wanted<'_> {
     fn kind(&self) -> String {
         format!("{}*", element(self.1))
     }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(if self.0.is_some() { &[1] } else { &[0] })
+    }
 }
 
 impl Arg for Optional<'_> {
@@ -65,6 +79,9 @@ impl Arg for Optional<'_> {
     }
     fn kind(&self) -> String {
         format!("const {}*", element(self.1))
+    }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(if self.0.is_some() { &[1] } else { &[0] })
     }
 }
 
@@ -76,6 +93,9 @@ macro_rules! scalar {
             }
             fn kind(&self) -> String {
                 stringify!($t).into()
+            }
+            fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+                Cow::Borrowed(bytemuck::bytes_of(self))
             }
         }
     )*};
@@ -96,6 +116,9 @@ impl Arg for Words<'_> {
             bytes => format!("{reads}u{}*", 8 * bytes),
         }
     }
+    fn same(&self, base: &Philox) -> Cow<'_, [u8]> {
+        self.0.same(base)
+    }
 }
 
 /// A plain struct passed by value, laid out as in the kernel (`#[repr(C)]`).
@@ -107,6 +130,43 @@ impl<T: bytemuck::NoUninit> Arg for Struct<T> {
     }
     fn kind(&self) -> String {
         format!("struct of {}", std::mem::size_of::<T>())
+    }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(bytemuck::bytes_of(&self.0))
+    }
+}
+
+/// A draw of random numbers for kernels that make them: `Philox` in `kernels/philox.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+pub(crate) struct Draw {
+    seed: u64,
+    step: u64,
+    draw: u64,
+    /// Where the counter is that moves a recorded draw on; 0 for none.
+    advance: u64,
+}
+
+impl Draw {
+    /// The draw at the generator's place.
+    pub(crate) fn of(rng: &Philox) -> Self {
+        let (seed, step, draw) = rng.state();
+        Self { seed, step, draw: draw.into(), advance: super::replay::counter() }
+    }
+}
+
+impl Arg for Draw {
+    fn address(&self) -> *const c_void {
+        (&raw const *self).cast()
+    }
+    fn kind(&self) -> String {
+        format!("struct of {}", std::mem::size_of::<Self>())
+    }
+    fn same(&self, base: &Philox) -> Cow<'_, [u8]> {
+        let (seed, step, draw) = base.state();
+        let distance =
+            [self.seed ^ seed, self.step.wrapping_sub(step), self.draw.wrapping_sub(u64::from(draw))];
+        Cow::Owned(bytemuck::cast_slice(&distance).to_vec())
     }
 }
 
@@ -140,7 +200,7 @@ impl Kernels {
 }
 
 /// Blocks, threads per block and bytes of dynamic shared memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Grid {
     pub(crate) blocks: [u32; 3],
     pub(crate) threads: [u32; 3],

@@ -11,20 +11,26 @@
 //! Errors of the world (no driver, no memory, a kernel that failed) cannot be returned through an op's `Tensor`; they
 //! unwind as a fault, which [`Device::run`] turns into an [`Error`].
 
-// Without devices nothing reads what launches say; it is still type-checked.
-#![cfg_attr(not(any(feature = "cuda", feature = "emulate")), allow(dead_code))]
+// Only the emulator reads what launches say about themselves; without devices nothing does. It is still type-checked.
+#![cfg_attr(not(feature = "emulate"), allow(dead_code))]
 
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "emulate")]
 pub mod emulator;
+#[cfg(feature = "cuda")]
+mod graph;
 mod handle;
 mod launch;
-#[cfg(feature = "cuda")]
 mod pool;
+mod replay;
+#[cfg(feature = "cuda")]
+mod staging;
 
 pub(crate) use handle::{Gpu, Held};
-pub(crate) use launch::{Arg, Grid, Kernels, Optional, Struct, Wanted, Words};
+pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Wanted, Words};
+pub(crate) use replay::parameter_moved;
+pub use replay::{Replay, Work, kernels_of, replays, without_replay};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DType, Shape, Tensor};
@@ -69,6 +75,23 @@ impl std::str::FromStr for Device {
 }
 
 impl Device {
+    /// Whether it can be used: opens it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] saying in one line what is missing: the feature, the driver, the device of this number.
+    pub fn check(self) -> Result<()> {
+        Gpu::open(self).map(drop)
+    }
+
+    /// Waits until everything that was asked of it is done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] when something of it failed.
+    pub fn wait(self) -> Result<()> {
+        let Some(gpu) = Gpu::open(self)? else { return Ok(()) };
+        self.run(|| gpu.check(gpu.context().backend.download(0, &mut [])))
+    }
+
     /// Runs `f` with new tensors (zeros, random draws, copies of slices) made on this device. Faults of the device
     /// inside `f` become errors.
     ///
@@ -85,6 +108,15 @@ impl Device {
         }
     }
 }
+
+/// Runs `f` with new tensors made in the host's memory.
+pub(crate) fn on_host<R>(f: impl FnOnce() -> R) -> R {
+    let _restore = Restore(CURRENT.replace(None));
+    f()
+}
+
+/// What messages about memory say.
+pub(crate) const OUT_OF_MEMORY: &str = "out of memory";
 
 thread_local! {
     static CURRENT: Cell<Option<Gpu>> = const { Cell::new(None) };
@@ -111,7 +143,7 @@ struct Context {
 }
 
 /// What a device has to offer. Addresses are those that kernels see; errors are messages.
-trait Backend: Send + Sync {
+trait Backend: Queue {
     /// Memory of `bytes` bytes, aligned to 256.
     fn alloc(&self, bytes: usize) -> std::result::Result<u64, String>;
     /// Takes memory back; work that was queued before may still use it.
@@ -122,8 +154,24 @@ trait Backend: Send + Sync {
     fn download(&self, from: u64, to: &mut [u8]) -> std::result::Result<(), String>;
     /// Copies within the device.
     fn copy(&self, to: u64, from: u64, bytes: usize) -> std::result::Result<(), String>;
+    /// Gives memory that is kept for reuse back to the device.
+    fn trim(&self);
+}
+
+/// How a device is given work.
+trait Queue: Send + Sync {
     /// Queues a kernel.
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[&dyn Arg]) -> std::result::Result<(), String>;
+    /// From here on launches are recorded, not queued.
+    fn begin(&self) -> std::result::Result<(), String>;
+    /// What was recorded.
+    fn end(&self) -> std::result::Result<Box<dyn Graph>, String>;
+}
+
+/// Recorded launches.
+trait Graph: Send + Sync {
+    /// Queues all of them.
+    fn launch(&self) -> std::result::Result<(), String>;
 }
 
 /// A kernel: the stem of its file under `kernels/`, and its symbol.
@@ -138,12 +186,17 @@ struct Memory {
     gpu: Gpu,
     address: u64,
     bytes: usize,
+    home: replay::Home,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.gpu.context().backend.free(self.address, self.bytes);
+        self.home.free(self);
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl Held {
@@ -158,18 +211,49 @@ impl Held {
 
     /// The bytes, on the host.
     pub(crate) fn download(&self) -> Vec<u8> {
-        let Memory { gpu, address, bytes } = *self.memory();
+        let Memory { gpu, address, bytes, .. } = *self.memory();
+        gpu.check(replay::not_repeatable("values are read on the host"));
         let mut host = vec![0; bytes];
         gpu.check(gpu.context().backend.download(address, &mut host));
         host
     }
 
+    /// Where it lies, to tell memory apart.
+    pub(crate) fn address(&self) -> u64 {
+        self.memory().address
+    }
+
+    /// Copies `from` here if both are on one device and nobody else holds this memory; a copy of itself is none.
+    pub(crate) fn replace(&self, from: &Held) -> bool {
+        let alone = self.is_unique() && self.gpu().device() == from.gpu().device();
+        if alone {
+            replay::changes(self);
+            self.copy_from(from);
+        }
+        alone
+    }
+
+    /// Replaces the content by these bytes.
+    fn overwrite(&self, bytes: &[u8]) {
+        let Memory { gpu, address, .. } = *self.memory();
+        gpu.check(gpu.context().backend.upload(address, bytes));
+    }
+
+    /// Replaces the content by that of memory of the same size.
+    fn copy_from(&self, from: &Held) {
+        let Memory { gpu, address, bytes, .. } = *self.memory();
+        if address != from.address() {
+            gpu.check(gpu.context().backend.copy(address, from.address(), bytes));
+        }
+    }
+
     /// Moves to a copy of the memory if anybody else holds it.
     fn make_unique(&mut self) {
         if !self.is_unique() {
-            let Memory { gpu, address, bytes } = *self.memory();
-            let copy = gpu.alloc(bytes);
-            gpu.check(gpu.context().backend.copy(copy.memory().address, address, bytes));
+            let Memory { gpu, bytes, .. } = *self.memory();
+            gpu.check(replay::copied(self));
+            let copy = gpu.alloc(bytes, false);
+            copy.copy_from(self);
             *self = copy;
         }
     }
@@ -183,7 +267,7 @@ impl Gpu {
         if device == Device::Cpu {
             return Ok(None);
         }
-        let mut open = OPEN.lock().unwrap_or_else(|e| e.into_inner());
+        let mut open = locked(&OPEN);
         if let Some(context) = open.iter().find(|c| c.device == device) {
             return Ok(Gpu::with(context));
         }
@@ -206,22 +290,25 @@ impl Gpu {
         done.unwrap_or_else(|e| fail(format!("{}: {e}", self.device())))
     }
 
-    fn alloc(self, bytes: usize) -> Held {
-        let address = self.check(self.context().backend.alloc(bytes));
-        self.hold(Memory { gpu: self, address, bytes })
+    /// Memory that work writes, or bytes from the host if `constant`.
+    fn alloc(self, bytes: usize, constant: bool) -> Held {
+        let home = replay::Home::now(constant);
+        let address = self.check(home.alloc(&*self.context().backend, bytes));
+        self.hold(Memory { gpu: self, address, bytes, home })
     }
 
     /// Memory with these bytes.
     pub(crate) fn upload(self, bytes: &[u8]) -> Held {
-        let held = self.alloc(bytes.len());
-        self.check(self.context().backend.upload(held.memory().address, bytes));
+        replay::uploaded(bytes);
+        let held = self.alloc(bytes.len(), true);
+        held.overwrite(bytes);
         held
     }
 
     /// Room for a tensor that kernels will write.
     pub(crate) fn empty(self, shape: impl Into<Shape>, dtype: DType) -> Output {
         let shape = shape.into();
-        Output { held: self.alloc(shape.len() * dtype.size()), shape, dtype }
+        Output { held: self.alloc(shape.len() * dtype.size(), false), shape, dtype }
     }
 
     /// Queues `kernel` with these arguments, in the order of its parameters.
@@ -233,21 +320,28 @@ impl Gpu {
         if grid.is_empty() {
             return;
         }
+        replay::launched(kernel, grid, args);
         let done = self.context().backend.launch(kernel, grid, args);
         self.check(done.map_err(|e| format!("kernel {}: {e}", kernel.symbol)));
     }
 }
 
-#[allow(clippy::match_single_binding)]
+#[allow(unreachable_patterns)]
 fn backend(device: Device) -> std::result::Result<Box<dyn Backend>, String> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(n) => driver::open(n),
         #[cfg(feature = "emulate")]
         Device::Emulated => Ok(Box::new(emulator::Emulator)),
-        _ => {
-            Err("this executable was built without this device (cargo features `cuda` and `emulate`)".into())
+        // Written so that a build without the feature says what has it.
+        Device::Cuda(_) => {
+            Err("this executable was built without CUDA; `cargo build --release --features cuda` has it"
+                .into())
         }
+        Device::Emulated => Err("this executable was built without the emulator; \
+             `cargo build --release --features emulate` has it"
+            .into()),
+        Device::Cpu => unreachable!("the CPU needs no backend"),
     }
 }
 
@@ -267,6 +361,7 @@ impl Output {
     /// The memory of a tensor, for kernels that change it in place.
     pub(crate) fn of(held: &mut Held, shape: Shape, dtype: DType) -> Self {
         held.make_unique();
+        replay::changes(held);
         Self { held: held.clone(), shape, dtype }
     }
 }
@@ -299,6 +394,6 @@ mod tests {
     #[test]
     fn a_device_that_was_not_built_in_is_an_error() {
         let error = Device::Cuda(0).run(|| ()).unwrap_err();
-        assert!(error.to_string().starts_with("cuda:0: this executable was built without"), "{error}");
+        assert!(error.to_string().starts_with("cuda:0: this executable was built without CUDA"), "{error}");
     }
 }

@@ -30,9 +30,10 @@ impl Pool {
         self.free[class].push(address);
     }
 
-    /// All free blocks, to be given back to the device.
-    pub(super) fn drain(&mut self) -> Vec<u64> {
-        self.free.drain(..).flatten().collect()
+    /// All free blocks and what each takes from the device, to be given back.
+    pub(super) fn drain(&mut self) -> Vec<(u64, usize)> {
+        let classes = self.free.drain(..).enumerate();
+        classes.flat_map(|(class, blocks)| blocks.into_iter().map(move |b| (b, class_bytes(class)))).collect()
     }
 }
 
@@ -50,7 +51,7 @@ mod tests {
         assert_eq!(pool.take(990), None);
         pool.keep(1, 10);
         pool.keep(2, 1 << 20);
-        assert_eq!(pool.drain(), [1, 2]);
+        assert_eq!(pool.drain(), [(1, Pool::rounded(10)), (2, Pool::rounded(1 << 20))]);
         assert!(Pool::rounded(1 << 20) >= 1 << 20 && Pool::rounded(1) >= 256);
     }
 }

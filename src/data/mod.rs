@@ -19,6 +19,8 @@ mod input;
 mod log;
 mod npy;
 mod npz;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod planes;
 pub mod prepare;
 mod schema;
@@ -156,6 +158,8 @@ pub static SOURCES: &[&SourceInfo] = &[
     &log::LOG,
     &log::EVENTS,
     &wav::WAV,
+    #[cfg(feature = "parquet")]
+    &parquet::PARQUET,
 ];
 
 /// Reads `path` with the source that recognises its content, or else the ending of its name.

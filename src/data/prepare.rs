@@ -5,6 +5,8 @@
 //! All transforms here act on each number alone: the determinant is a product of derivatives.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nn::standardised;
+use crate::ops::binary::minimum;
 use crate::random::Philox;
 use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_plain};
 use serde::{Deserialize, Serialize};
@@ -231,11 +233,52 @@ impl Prepare {
     /// When dequantisation gets something else than bytes, standardisation another number of columns.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, dtype: DType, rng: &mut Philox) -> (Tensor, Tensor) {
+        if x.gpu().is_some() && x.dtype() != DType::F64 && dtype == DType::F32 {
+            return self.forward_on_device(x, rng);
+        }
         match dtype {
             DType::F32 => self.forward_in::<f32>(x, rng),
             DType::F64 => self.forward_in::<f64>(x, rng),
             other => panic!("prepare: into {other:?}; expected F32 or F64"),
         }
+    }
+
+    /// [`Self::forward`] in ops, f32 throughout; dequantisation gives the bits of the CPU.
+    fn forward_on_device(&self, x: &Tensor, rng: &mut Philox) -> (Tensor, Tensor) {
+        let b = x.shape()[0];
+        let dims = x.len() / b.max(1);
+        let mut y = x.cast(DType::F32).reshape([b, dims]);
+        let (mut volume, mut logdet) = (0.0, Tensor::zeros([b], DType::F32).beside(x));
+        for step in &self.steps {
+            y = match step {
+                Transform::Dequantise => {
+                    assert_eq!(x.dtype(), DType::U8, "dequantise: {:?} values; expected bytes", x.dtype());
+                    volume -= dims as f64 * 256f64.ln();
+                    let u = rng.uniform(x.shape(), DType::F32).beside(x).reshape([b, dims]);
+                    // (x + 1)(1 − 2⁻²⁴), rounded once, is the f32 below x + 1 for every byte x.
+                    let below = 1.0 - 2f64.powi(-24);
+                    minimum(&(&y + &u), &y.affine(below, below)).affine(1.0 / 256.0, 0.0)
+                }
+                Transform::Scale { shift, factor } => {
+                    volume += dims as f64 * factor.abs().ln();
+                    y.affine(*factor, shift * factor)
+                }
+                Transform::Logit { alpha } => {
+                    let room = 1.0 - 2.0 * alpha;
+                    volume += dims as f64 * room.ln();
+                    // ln(1 − s) from 1 − x, which is exact where it is small.
+                    let (a, b) = (y.affine(room, *alpha).ln(), y.affine(-1.0, 1.0).affine(room, *alpha).ln());
+                    logdet = &logdet - &(&a + &b).sum_examples();
+                    &a - &b
+                }
+                Transform::Standardise { mean, std } => {
+                    assert_eq!(dims, mean.len(), "standardise: {dims} numbers, fitted on {}", mean.len());
+                    volume -= std.iter().map(|s| s.ln()).sum::<f64>();
+                    standardised(&y, mean, std, DType::F32)
+                }
+            };
+        }
+        (y.reshape(x.shape()), logdet.affine(1.0, volume))
     }
 
     fn forward_in<T: Float>(&self, x: &Tensor, rng: &mut Philox) -> (Tensor, Tensor) {
@@ -246,6 +289,7 @@ impl Prepare {
             }
             _ => Tensor::zeros(x.shape(), T::DTYPE),
         };
+        let noise = noise.on_host();
         let (b, noise) = (x.shape()[0], noise.as_slice::<T>());
         let dims = x.len() / b.max(1);
         let mut y = NewTensor::<T>::new(x.shape());
@@ -258,7 +302,7 @@ impl Prepare {
             let nats: f64 = self.steps.iter().map(|step| step.forward(row, noise)).sum();
             logdet.as_mut()[i] = T::from_f64(nats);
         }
-        (y.finish(), logdet.finish())
+        (y.finish().beside(x), logdet.finish().beside(x))
     }
 
     /// x from y (B, ...) f32 or f64: of the same dtype, or bytes when the first step is dequantisation
@@ -276,18 +320,19 @@ impl Prepare {
     }
 
     fn inverse_in<T: Float>(&self, y: &Tensor) -> Tensor {
-        let mut x = y.detach();
+        let mut x = y.on_host();
         let dims = y.len() / y.shape()[0].max(1);
         for row in x.make_mut::<T>().chunks_mut(dims.max(1)) {
             self.steps.iter().rev().for_each(|step| step.inverse(row));
         }
-        match self.steps.first() {
+        let x = match self.steps.first() {
             Some(Transform::Dequantise) => {
                 let bytes = x.as_slice::<T>();
                 Tensor::from_fn(x.shape(), |i| bytes[i].to_f64() as u8)
             }
             _ => x,
-        }
+        };
+        x.beside(y)
     }
 }
 

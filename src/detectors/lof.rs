@@ -10,6 +10,7 @@
 //! one row has no densities: the score is then |x − y|.
 
 use super::{DetectorInfo, Index, Method, Scaling, Table, boxed, defaults, knn};
+use crate::cpu::par;
 use crate::error::Result;
 use crate::random::Philox;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub(super) static LOF: DetectorInfo = DetectorInfo {
     settings: defaults::<Lof>,
     build: boxed::<Lof>,
 };
+
+/// Rows of a task.
+const ROWS: usize = 1024;
 
 #[derive(Serialize, Deserialize)]
 struct Settings {
@@ -61,7 +65,7 @@ impl Method for Lof {
         }
         let n = reference.rows();
         let radius: Vec<f64> = (0..n).map(|i| found.distances(i)[k - 1]).collect();
-        let density = (0..n).map(|i| density(&radius, found.distances(i), found.indices(i))).collect();
+        let density = each(n, |i| density(&radius, found.distances(i), found.indices(i)));
         Ok(Self { index, k, radius, density })
     }
 
@@ -75,13 +79,22 @@ impl Method for Lof {
             let around: f64 = neighbours.iter().map(|&j| self.density[j as usize]).sum();
             around / neighbours.len() as f64 / density(&self.radius, distances, neighbours)
         };
-        (0..x.rows()).map(one).collect()
+        each(x.rows(), one)
     }
 
     fn columns(&self) -> Option<usize> {
         let (points, n) = (self.index.points(), self.radius.len());
         (points.rows() == n && self.density.len() == n && self.k < n).then_some(points.columns())
     }
+}
+
+/// `f` of every row, in parallel.
+fn each(rows: usize, f: impl Fn(usize) -> f64 + Send + Sync) -> Vec<f64> {
+    let mut out = vec![0.0; rows];
+    par::chunks_mut(&mut out, ROWS, |chunk, out| {
+        out.iter_mut().enumerate().for_each(|(i, o)| *o = f(chunk * ROWS + i));
+    });
+    out
 }
 
 /// lrd of a row with these neighbours.

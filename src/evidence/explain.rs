@@ -27,8 +27,12 @@ pub fn per_position(model: &dyn Model, data: &Dataset) -> Result<Option<Vec<Vec<
     for (range, x) in data.batches(64) {
         let labels = model.input().classes.and(data.labels.as_ref());
         let labels = labels.map(|l| Tensor::from_slice(&l[range.clone()], [range.len()]));
-        let found = no_grad(|| model.log_prob(&Batch { x, labels }, &mut Philox::new(0)));
-        let Some(values) = found.per_position.map(|p| p.to_f64_vec()) else { return Ok(None) };
+        let batch = Batch { x, labels }.to(model.device())?;
+        let found = model.run(|| {
+            let found = no_grad(|| model.log_prob(&batch, &mut Philox::new(0)));
+            found.per_position.map(|p| p.to_f64_vec())
+        });
+        let Some(values) = found? else { return Ok(None) };
         let each = values.len() / range.len();
         if each == 0 || !each.is_multiple_of(places) {
             return Ok(None);

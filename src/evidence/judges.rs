@@ -98,11 +98,11 @@ impl Judges {
     fn draw(&self, n: usize, rng: &mut Philox) -> Result<Tensor> {
         let model = &*self.model.model;
         let Some(classes) = model.input().classes else {
-            return model.sample(n, &SampleOptions::default(), rng);
+            return model.draw(n, &SampleOptions::default(), rng);
         };
         let each = n.div_ceil(classes.max(1)).max(1);
         let drawn = (0..classes as i32)
-            .map(|l| model.sample(each, &SampleOptions { label: Some(l), ..Default::default() }, rng))
+            .map(|l| model.draw(each, &SampleOptions { label: Some(l), ..Default::default() }, rng))
             .collect::<Result<Vec<_>>>()?;
         Ok(crate::ops::shape::concat(&drawn.iter().collect::<Vec<_>>(), 0))
     }

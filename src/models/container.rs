@@ -33,9 +33,9 @@ pub struct Container {
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-struct Bytes<'a>(&'a Tensor);
+struct Bytes(Tensor);
 
-impl View for Bytes<'_> {
+impl View for Bytes {
     fn dtype(&self) -> Dtype {
         match self.0.dtype() {
             DType::F32 => Dtype::F32,
@@ -74,6 +74,7 @@ pub fn first_non_finite(tensor: &Tensor) -> Option<usize> {
     if !tensor.dtype().is_float() {
         return None;
     }
+    let tensor = tensor.on_host();
     with_float!(tensor.dtype(), T => {
         tensor.as_slice::<T>().iter().position(|&x| !crate::tensor::Plain::to_f64(x).is_finite())
     })
@@ -87,12 +88,13 @@ pub fn write(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>, meta: &
     let path = path.as_ref();
     let fail =
         |kind, message: String| Err(Error::new(kind, format!("{}: not written: {message}", path.display())));
-    for (name, tensor) in tensors {
+    let tensors: Vec<(&str, Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t.on_host())).collect();
+    for (name, tensor) in &tensors {
         if let Some(i) = first_non_finite(tensor) {
             return fail(ErrorKind::NonFinite, format!("element {i} of {name} is not finite"));
         }
     }
-    let views = tensors.iter().map(|(name, tensor)| (name.as_str(), Bytes(tensor)));
+    let views = tensors.into_iter().map(|(name, tensor)| (name, Bytes(tensor)));
     let header = HashMap::from([(META.to_string(), meta.to_string())]);
     match safetensors::serialize(views, Some(header)) {
         Ok(bytes) => crate::files::write_atomic(path, &bytes),

@@ -14,6 +14,7 @@ mod statistic;
 
 pub use statistic::{Statistic, Statistics};
 
+use crate::cuda::Device;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::ParamStore;
@@ -58,6 +59,17 @@ impl Batch {
     /// A batch without labels.
     pub fn new(x: Tensor) -> Self {
         Self { x, labels: None }
+    }
+}
+
+impl Batch {
+    /// The same batch on `device`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] when it cannot be opened or has not enough memory.
+    pub fn to(&self, device: Device) -> Result<Self> {
+        let labels = self.labels.as_ref().map(|labels| labels.to(device)).transpose()?;
+        Ok(Self { x: self.x.to(device)?, labels })
     }
 }
 
@@ -222,6 +234,38 @@ pub trait Model: Send + Sync {
     /// What it can tell about an observation beside log p (regret, ratios of latent layers ...); nothing by default.
     fn statistics(&self) -> Option<&dyn Statistics> {
         None
+    }
+}
+
+impl dyn Model + '_ {
+    /// Moves the model to `device`, where everything that is asked of it through [`Self::run`], training and evaluation
+    /// then happens. Models that calculate in f64 stay on the CPU: their device does not change.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] when it cannot be opened or has not enough memory.
+    pub fn to(&self, device: Device) -> Result<()> {
+        self.params().to(device)
+    }
+
+    /// The device that it is on.
+    pub fn device(&self) -> Device {
+        self.params().device()
+    }
+
+    /// Runs `f`, which calls the model, on the model's device.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] when the device fails or runs out of memory.
+    pub fn run<R>(&self, f: impl FnOnce() -> R) -> Result<R> {
+        self.device().run(f)
+    }
+
+    /// [`Self::sample`] on the model's device; the samples come to the host.
+    ///
+    /// # Errors
+    /// Those of [`Self::sample`] and of the device.
+    pub fn draw(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
+        self.run(|| self.sample(n, options, rng).map(|drawn| drawn.on_host()))?
     }
 }
 

@@ -1,10 +1,12 @@
 //! Parameters: shared handles with torch-style dotted names.
 
+mod columns;
 mod mlp;
 
+pub(crate) use columns::{restored, standardised};
 pub use mlp::{MaskedMlp, Mlp};
 
-use crate::cuda::{Device, Gpu};
+use crate::cuda::{Device, Gpu, Held, parameter_moved};
 use crate::error::Result;
 use crate::random::Philox;
 use crate::tensor::{DType, Shape, Tensor};
@@ -39,10 +41,17 @@ impl Param {
 
     /// Changes the value in place (the memory is copied first if a graph still holds it).
     pub fn update<R>(&self, f: impl FnOnce(&mut Tensor) -> R) -> R {
-        f(&mut self.0.write().unwrap_or_else(|e| e.into_inner()))
+        let mut value = self.0.write().unwrap_or_else(|e| e.into_inner());
+        let place = |t: &Tensor| t.held().map(Held::address);
+        let before = place(&value);
+        let done = f(&mut value);
+        if before != place(&value) {
+            parameter_moved();
+        }
+        done
     }
 
-    /// Replaces the value, keeping the leaf's identity.
+    /// Replaces the value, keeping the leaf's identity and its device.
     ///
     /// # Panics
     /// When shape or dtype differ.
@@ -54,7 +63,10 @@ impl Param {
                 (value.shape(), value.dtype()),
                 "Param::set: shape or dtype differ"
             );
-            *t = value.detach().with_var(t.var().cloned());
+            // On a device in place where nobody else looks, so that recorded work finds it.
+            if !t.overwrite(value) {
+                *t = value.detach().beside(t).with_var(t.var().cloned());
+            }
         });
     }
 }
@@ -86,17 +98,42 @@ impl ParamStore {
         self.iter().filter(|(_, p)| p.is_trainable())
     }
 
-    /// Moves every tensor to `device`; leaves keep their identity.
+    /// Moves every tensor to `device`; leaves keep their identity. f64, in which devices do not calculate, stays on
+    /// the host.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Device`] when the device cannot be opened or has not enough memory.
     pub fn to(&self, device: Device) -> Result<()> {
         let gpu = Gpu::open(device)?;
-        device.run(|| {
-            for (_, param) in self.iter() {
-                param.update(|t| *t = t.moved(gpu).with_var(t.var().cloned()));
-            }
-        })
+        device.run(|| self.each(|t| t.moved(gpu)))
+    }
+
+    /// The device of the tensors that can be on one.
+    pub fn device(&self) -> Device {
+        let mut values = self.entries.iter().map(|(_, p)| p.get());
+        values.find(|t| t.dtype() != DType::F64).map_or(Device::Cpu, |t| t.device())
+    }
+
+    /// Runs `f`, which is code of the host, with all tensors there; they go back to their device afterwards. Nobody else
+    /// may use the model meanwhile.
+    pub(crate) fn on_host<R>(&self, f: impl FnOnce() -> R) -> R {
+        let mut values = self.entries.iter().map(|(_, p)| p.get());
+        let Some(gpu) = values.find_map(|t| t.gpu()) else { return f() };
+        self.each(|t| t.moved(None));
+        let done = crate::cuda::on_host(f);
+        self.each(|t| t.moved(Some(gpu)));
+        done
+    }
+
+    /// Replaces every value that is not f64.
+    fn each(&self, f: impl Fn(&Tensor) -> Tensor) {
+        for (_, param) in self.iter() {
+            param.update(|t| {
+                if t.dtype() != DType::F64 {
+                    *t = f(t).with_var(t.var().cloned());
+                }
+            });
+        }
     }
 
     /// Number of tensors, buffers included.

@@ -7,7 +7,7 @@
 //! others, so the primitive differentiates to any order. [`conv2d`] fuses bias, residual and activation.
 
 use super::matmul::{act_backward, activation, silu};
-use super::{Case, OpInfo, binary, cast::cast, normal, reduce};
+use super::{Case, OpInfo, amp, binary, cast::cast, normal, reduce};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::conv::{self, Conv};
 use crate::cpu::gemm::{Act, Epilogue};
@@ -253,6 +253,12 @@ pub fn conv2d(
 ) -> Tensor {
     let g = geometry("conv2d", x, w, spec);
     check_extras("conv2d", &g, bias, residual);
+    let narrow = amp::with_residual(x, residual, spec.act, |half, residual| {
+        conv2d(&half(x), &half(w), bias.map(half).as_ref(), residual, spec)
+    });
+    if let Some(y) = narrow {
+        return y;
+    }
     if autograd::in_higher_order() {
         return composite(x, w, bias, residual, spec);
     }
@@ -397,6 +403,11 @@ pub fn conv2d_transposed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, spec: Co
         bias.map(Tensor::shape),
         g.cin
     );
+    let narrow =
+        amp::narrowed(x, |half| conv2d_transposed(&half(x), &half(w), bias.map(half).as_ref(), spec));
+    if let Some(y) = narrow {
+        return y;
+    }
     if super::by_composite(x) || spec.act == Act::Silu {
         return composite_transposed(x, w, bias, spec);
     }

@@ -113,11 +113,12 @@ pub fn from_plu(
         let keep = |i: usize| if below { i % c < i / c } else { i % c > i / c };
         Tensor::from_fn([c, c], |i| keep(i) as i32).cast(lower.dtype())
     };
-    let identity = shape::one_hot(&shape::arange(c), c, lower.dtype());
+    let identity = Tensor::from_fn([c, c], |i| i32::from(i % (c + 1) == 0)).cast(lower.dtype());
+    let [permutation, sign] = [permutation, sign].map(|t| t.clone().beside(lower));
     let l = binary::add(&binary::mul(lower, &triangle(true)), &identity);
-    let diagonal = binary::mul(&identity, &binary::mul(sign, &unary::exp(log_s)));
+    let diagonal = binary::mul(&identity, &binary::mul(&sign, &unary::exp(log_s)));
     let u = binary::add(&binary::mul(upper, &triangle(false)), &diagonal);
-    matmul(permutation, &matmul(&l, &u, false, false), false, false)
+    matmul(&permutation, &matmul(&l, &u, false, false), false, false)
 }
 
 /// The PLU-parametrised [`invertible_conv`]: no factorisation, log |det W| = Σ log_s.

@@ -9,7 +9,7 @@ use super::{Case, OpInfo, binary, cast, normal, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
 use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
-use crate::random::{Draw, Philox, Place};
+use crate::random::{Draw, Philox};
 use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
@@ -90,7 +90,7 @@ struct Step {
 
 /// A step on a device, with its gradient: the noise is made again instead of kept.
 fn launch(gpu: Gpu, x: &Tensor, g: &Tensor, how: Langevin, rng: &mut Philox) -> Tensor {
-    let draw: Struct<Place> = if how.noise == 0.0 { rng.clone().device_draw() } else { rng.device_draw() };
+    let draw = if how.noise == 0.0 { rng.clone().device_draw() } else { rng.device_draw() };
     let [step, noise, clip] = [how.step, how.noise, how.clip].map(|x| x as f32);
     let step = Struct(Step { step, noise, clip, range: how.range.map(|x| x as f32) });
     let (y, n) = (gpu.empty(x.shape(), x.dtype()), x.len());

@@ -8,7 +8,7 @@
 //! ⌊K²/2⌋ (+ 1 when the centre takes part) of K² taps.
 
 use super::conv::{self, ConvSpec, Weights};
-use super::{Case, OpInfo, binary, normal};
+use super::{Case, OpInfo, amp, binary, normal};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::conv::Conv;
 use crate::cpu::gemm::Act;
@@ -143,6 +143,12 @@ pub(crate) fn masked_conv2d_with(
 ) -> Tensor {
     let (geometry, centre) = geometry(x, w, mask);
     conv::check_extras("masked_conv2d", &geometry, bias, residual);
+    let narrow = amp::with_residual(x, residual, spec.act, |half, residual| {
+        masked_conv2d_with(&half(x), &half(w), bias.map(half).as_ref(), residual, mask, spec)
+    });
+    if let Some(y) = narrow {
+        return y;
+    }
     if let (false, Some(gpu)) = (autograd::in_higher_order(), cuda::on("masked_conv2d", &[x, w])) {
         return launch(gpu, x, w, bias, residual, mask, spec);
     }

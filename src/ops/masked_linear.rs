@@ -8,7 +8,7 @@
 //! 2 M Σ reach flops, up to the last block's corner; gradients of masked weights are exactly 0.
 
 use super::matmul::{act_backward, composite as linear_composite};
-use super::{Case, OpInfo, binary, normal, reduce, shape};
+use super::{Case, OpInfo, amp, binary, normal, reduce, shape};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm};
 use crate::cpu::par;
@@ -155,6 +155,11 @@ pub(crate) fn masked_linear_with(
     );
     assert!(x.dtype() == w.dtype() && x.dtype() == bias.dtype(), "masked_linear: dtypes differ");
     assert!(act != Act::Silu, "masked_linear: silu is not supported");
+    let narrow =
+        amp::narrowed(x, |half| masked_linear_with(&half(x), &half(w), &half(bias), stairs, act, gates));
+    if let Some(y) = narrow {
+        return y;
+    }
     if autograd::in_higher_order() {
         return composite(x, w, bias, stairs, act);
     }

@@ -3,7 +3,7 @@
 //! A (M, K) or (K, M) when `ta`; B (K, N) or (N, K) when `tb`; with a leading batch dimension on both, or on A
 //! alone (then B is shared and A is folded into one tall matrix). 2 M N K flops.
 
-use super::{Case, OpInfo, binary, normal, reduce, shape, unary};
+use super::{Case, OpInfo, amp, binary, normal, reduce, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm, gemm_batched};
 use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Struct};
@@ -75,6 +75,9 @@ fn launch(
 pub fn matmul(a: &Tensor, b: &Tensor, ta: bool, tb: bool) -> Tensor {
     let fail = || panic!("matmul: {:?} (t={ta}) by {:?} (t={tb})", a.shape(), b.shape());
     assert_eq!(a.dtype(), b.dtype(), "matmul: dtypes differ");
+    if let Some(y) = amp::narrowed(a, |half| matmul(&half(a), &half(b), ta, tb)) {
+        return y;
+    }
     if a.rank() == 3 && b.rank() == 2 && !ta {
         let [batch, m, k] = a.dims();
         let flat = matmul(&shape::reshape(a, [batch * m, k]), b, false, tb);
@@ -134,6 +137,9 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor
         "linear: bias {:?} for {n} outputs",
         bias.map(Tensor::shape)
     );
+    if let Some(y) = amp::narrowed(x, |half| linear(&half(x), &half(w), bias.map(half).as_ref(), act)) {
+        return y;
+    }
     if autograd::in_higher_order() {
         return composite(x, w, bias, act);
     }

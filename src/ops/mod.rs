@@ -9,6 +9,7 @@
 //! gradient checks, the dtype checks and the benchmarks.
 
 pub mod actnorm;
+pub mod amp;
 pub mod attention;
 pub mod bernoulli;
 pub mod binary;
@@ -151,6 +152,7 @@ pub static OPS: &[&OpInfo] = &[
     &rotary::OP,
     &attention::OP,
     &gaussian_mixture::OP,
+    &gaussian_mixture::LOGISTIC,
 ];
 
 /// Whether a fused op without kernels of its own runs as its composite: inside

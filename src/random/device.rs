@@ -1,7 +1,7 @@
 //! The draws as kernels: the same words, and the same bits of every element.
 
 use super::Philox;
-use crate::cuda::{Gpu, Grid, Kernel, Kernels, Struct};
+use crate::cuda::{Draw, Gpu, Grid, Kernel, Kernels};
 use crate::tensor::{DType, Shape, Tensor};
 
 const FILL: Kernels = Kernels::new("random", ["random_f32", "random_bf16", "random_f16"]);
@@ -19,22 +19,10 @@ pub(super) enum Law {
     Bernoulli(u64),
 }
 
-/// As `Philox` in kernels/philox.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-pub(crate) struct Place {
-    seed: [u32; 2],
-    step: [u32; 2],
-    draw: u32,
-    pad: u32,
-}
-
 impl Philox {
     /// The present draw, taken, as kernels want it.
-    pub(crate) fn device_draw(&mut self) -> Struct<Place> {
-        let halves = |n: u64| [n as u32, (n >> 32) as u32];
-        let Philox { seed, step, draw } = self.take_draw();
-        Struct(Place { seed: halves(seed), step: halves(step), draw, pad: 0 })
+    pub(crate) fn device_draw(&mut self) -> Draw {
+        Draw::of(&self.take_draw())
     }
 
     /// The device to draw on; f64 is drawn on the host.

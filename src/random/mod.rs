@@ -17,7 +17,6 @@ mod device;
 mod initial;
 mod stream;
 
-pub(crate) use device::Place;
 pub use stream::WordStream;
 
 use crate::cpu::{math, par, simd::vectorize};

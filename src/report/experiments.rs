@@ -49,6 +49,7 @@ pub fn complexity(sets: &[&Evidence]) -> Result<Option<Figure>> {
         y: Axis::new("model bits per dimension"),
         joined: false,
         series: sets.iter().map(|e| points(e)).collect::<Result<_>>()?,
+        ..Default::default()
     }))
 }
 
@@ -83,6 +84,7 @@ pub fn pooling(sets: &[&Evidence], log_p: &dyn Fn(Dataset) -> Result<Vec<f64>>) 
         y: Axis::new("mean bits per dimension"),
         joined: true,
         series,
+        ..Default::default()
     }))
 }
 
@@ -144,6 +146,7 @@ pub fn batch_typicality(fit: &Evidence, sets: &[&Evidence], seed: u64) -> Result
         y: Axis { range: Some((0.0, 1.0)), ..Axis::new("share called atypical") },
         joined: true,
         series,
+        ..Default::default()
     })
 }
 

@@ -19,6 +19,8 @@ pub struct Figure {
     pub joined: bool,
     /// The series.
     pub series: Vec<Series>,
+    /// Intervals of the horizontal axis that are shaded.
+    pub bands: Vec<(f64, f64)>,
 }
 
 /// An axis.
@@ -94,6 +96,12 @@ impl Figure {
         let ends = (self.x.ends(all().map(|p| p.0)), self.y.ends(all().map(|p| p.1)));
         let (Some(xs), Some(ys)) = ends else { return String::new() };
         let (mut svg, mut ticks, mut legend) = (String::new(), String::new(), String::new());
+        for &(from, to) in &self.bands {
+            let place = |x: f64| self.x.at(x, xs).clamp(0.0, 1.0) * SIDE;
+            // Wide enough to be seen, however short.
+            let (from, width) = (place(from), (place(to) - place(from)).max(2.0));
+            let _ = write!(svg, r#"<path class="band" d="M{from:.1} 0h{width:.1}V{SIDE}h-{width:.1}Z"/>"#);
+        }
         let places: Vec<f64> = all().map(|p| p.0).collect();
         for (x, label) in self.x.ticks(xs, &places) {
             let at = self.x.at(x, xs);
@@ -142,7 +150,7 @@ mod tests {
         figure.series.push(series(&[(1.0, 2.0), (10.0, 2.0), (f64::INFINITY, 0.0)]));
         figure.x.log = true;
         for joined in [false, true] {
-            figure.joined = joined;
+            (figure.joined, figure.bands) = (joined, vec![(2.0, 2.0)]);
             let html = figure.render(|_| 7);
             assert!(
                 html.contains("a&lt;b")
@@ -150,6 +158,7 @@ mod tests {
                     && !html.contains("NaN")
                     && !html.contains("inf")
             );
+            assert!(html.contains("class=\"band\"") && html.contains("h2.0V1000"), "{html}");
             assert!(html.contains(if joined { "L1000.0" } else { "M1000.0" }), "{html}");
         }
     }

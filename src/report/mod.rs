@@ -13,7 +13,10 @@ mod svg;
 
 pub use figure::{Axis, Figure, Series};
 pub use finding::{Finding, finding};
-pub use page::{Calibrated, Curve, Difference, Gallery, Image, Page, Set, Shot, WorstRow, extremes};
+pub use page::{
+    Calibrated, Curve, Difference, FamilyRow, Gallery, Image, Page, Set, Shot, Stretch, Told, WorstRow,
+    extremes,
+};
 pub use rows::{Behind, Row, table, warnings};
 
 /// −log₂ p(x) per dimension from log p(x) in nats: `−nats / (dims · ln 2)`.

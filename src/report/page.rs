@@ -1,8 +1,9 @@
 //! The report as data: everything that the HTML page shows, without any HTML.
 
 use super::metrics::Paired;
-use super::{Figure, Row};
+use super::{Figure, Finding, Row};
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::Kind;
 use crate::tensor::{DType, Tensor};
 use std::fmt;
 
@@ -25,8 +26,67 @@ pub struct Page {
     pub samples: Vec<Image>,
     /// What false-alarm rates were promised and kept.
     pub calibrations: Vec<Calibrated>,
+    /// The headline and what is behind it, where they do not follow from the rows.
+    pub said: Option<Finding>,
+    /// Models side by side, of a page that compares them.
+    pub families: Vec<FamilyRow>,
+    /// Intervals of a series.
+    pub stretches: Vec<Stretch>,
     /// Settings of the run, in the order in which they are shown.
     pub settings: Vec<(String, String)>,
+}
+
+/// One model among others.
+#[derive(Debug, Clone)]
+pub struct FamilyRow {
+    /// Its preset.
+    pub model: String,
+    /// `autoregressive`, `latent`, `flow` or `energy`.
+    pub family: String,
+    /// What its log-likelihoods are.
+    pub kind: Kind,
+    /// Mean of the reference.
+    pub bits_per_dim: f64,
+    /// Number of parameters, for people.
+    pub parameters: String,
+    /// Examples per second of a training step, of log p, of sampling; none where there is no such thing.
+    pub training: Option<f64>,
+    /// See `training`.
+    pub scoring: Option<f64>,
+    /// See `training`.
+    pub sampling: Option<f64>,
+    /// How well the other sets are told from the reference.
+    pub found: Vec<Told>,
+    /// Where its own page is.
+    pub report: Option<String>,
+}
+
+/// How well one other set is told from the reference.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// Its name.
+    pub other: String,
+    /// AUROC of raw likelihood.
+    pub raw: Option<f64>,
+    /// The best of the other scores that judge single rows, with its AUROC.
+    pub best: Option<(String, f64)>,
+}
+
+/// An interval of a series that stands out.
+#[derive(Debug, Clone)]
+pub struct Stretch {
+    /// When it begins.
+    pub start: String,
+    /// When it ends.
+    pub end: String,
+    /// Its length.
+    pub steps: usize,
+    /// Surprisal of its peak.
+    pub nats: f64,
+    /// Sum of what is above the threshold, nats.
+    pub severity: f64,
+    /// The columns behind it with their nats, the worst first.
+    pub columns: Vec<(String, f64)>,
 }
 
 /// One data set.

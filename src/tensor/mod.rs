@@ -175,6 +175,12 @@ impl Tensor {
         Self { data, var: None, ..*self }
     }
 
+    /// The same values in the host's memory, unrecorded: for code that reads elements. Waits for the device that holds
+    /// them.
+    pub fn on_host(&self) -> Self {
+        if self.gpu().is_some() { self.moved(None) } else { self.detach() }
+    }
+
     /// On the device of `other`, unrecorded.
     pub(crate) fn beside(self, other: &Tensor) -> Self {
         if self.device() == other.device() { self } else { self.moved(other.gpu()) }
@@ -285,6 +291,14 @@ impl Tensor {
         match &mut self.data {
             Storage::Device(held) => Output::of(held, self.shape, self.dtype),
             Storage::Host(_) => panic!("change: the tensor is on the CPU"),
+        }
+    }
+
+    /// Copies the elements of `from`, which is alike, if both are on one device and nobody else holds this memory.
+    pub(crate) fn overwrite(&self, from: &Tensor) -> bool {
+        match (&self.data, &from.data) {
+            (Storage::Device(to), Storage::Device(from)) => to.replace(from),
+            _ => false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Log-likelihoods of whole data sets.
 
 use crate::autograd::no_grad;
+use crate::cuda::Replay;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Kind, Model};
@@ -64,10 +65,16 @@ pub fn log_probs_while(
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<LogProbs> {
     let (mut nats, mut kind) = (Vec::with_capacity(data.len()), Kind::Exact);
+    let mut replay = Replay::new();
     batches_while(model, data, how, progress, &mut |range, batch, rng| {
-        let found = no_grad(|| model.log_prob(batch, rng));
-        nats.extend(found.nats.to_f64_vec());
-        kind = found.kind;
+        let inputs: Vec<&Tensor> = std::iter::once(&batch.x).chain(&batch.labels).collect();
+        let found = replay.run(&inputs, rng, &mut |inputs, rng| {
+            let batch = Batch { x: inputs[0].clone(), labels: inputs.get(1).cloned() };
+            let found = no_grad(|| model.log_prob(&batch, rng));
+            kind = found.kind;
+            vec![found.nats]
+        });
+        nats.extend(found[0].to_f64_vec());
         match range.into_iter().find(|&row| !nats[row].is_finite()) {
             Some(row) => {
                 let message = format!("{}: row {row}: log p is {}", data.name, nats[row]);
@@ -82,10 +89,11 @@ pub fn log_probs_while(
 /// What [`batches_while`] calls.
 pub type EachBatch<'a> = &'a mut dyn FnMut(Range<usize>, &Batch, &mut Philox) -> Result<()>;
 
-/// Calls `each` with every batch of `data` as `model` takes it: the rows, the batch, and its random numbers.
+/// Calls `each` with every batch of `data` as `model` takes it: the rows, the batch, and its random numbers. Batches are on
+/// the model's device, where `each` runs.
 ///
 /// # Errors
-/// Those of `each`; [`ErrorKind::Data`] when the model does not take such data; [`ErrorKind::Interrupted`] when
+/// Those of `each` and of the device; [`ErrorKind::Data`] when the model does not take such data; [`ErrorKind::Interrupted`] when
 /// `progress` breaks off.
 pub fn batches_while(
     model: &dyn Model,
@@ -96,6 +104,7 @@ pub fn batches_while(
 ) -> Result<()> {
     let input = model.input();
     input.check(data)?;
+    let device = model.device();
     let rng = Philox::new(how.seed).fork(EVALUATION);
     for (range, values) in data.batches(how.batch.max(1)) {
         // The place in the data, not the number of the batch, selects the random numbers.
@@ -105,7 +114,8 @@ pub fn batches_while(
             _ => values,
         };
         let labels = input.classes.and(data.labels.as_ref()).map(|l| label_tensor(&l[range.clone()]));
-        each(range.clone(), &Batch { x, labels }, &mut rng)?;
+        let batch = Batch { x, labels }.to(device)?;
+        device.run(|| each(range.clone(), &batch, &mut rng))??;
         if progress(range.end).is_break() {
             return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was written"));
         }

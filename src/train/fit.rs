@@ -2,12 +2,15 @@
 
 use super::evaluate::{Evaluate, label_tensor, log_probs, log_probs_while};
 use super::optim::{self, Optimiser};
-use super::{FitOptions, checkpoint};
+use super::step::{gradients, least};
+use super::{Amp, FitOptions, checkpoint};
 use crate::autograd;
+use crate::cuda::{Device, Replay};
 use crate::data::{self, Dataset};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::container::first_non_finite;
 use crate::models::{Batch, Kind, Model, file};
+use crate::ops::amp::mixed;
 use crate::random::Philox;
 use crate::report::bits_per_dim;
 use crate::tensor::Tensor;
@@ -142,6 +145,10 @@ pub struct Fit {
 
 struct Run<'a> {
     model: &'a dyn Model,
+    device: Device,
+    replay: Replay,
+    /// The batch of a coming step.
+    ahead: Option<(u64, Batch, Philox)>,
     train: &'a Dataset,
     validation: Option<&'a Dataset>,
     options: &'a FitOptions,
@@ -153,12 +160,13 @@ struct Run<'a> {
     saved: Option<PathBuf>,
 }
 
-/// Trains `model` in place. With `validation` the weights of the best epoch are kept, else the last (the moving
+/// Trains `model` in place, on the device that it is on. With `validation` the weights of the best epoch are kept, else the last (the moving
 /// average of them if there is one).
 ///
 /// # Errors
 /// [`ErrorKind::Data`] when the model does not take the data; [`ErrorKind::Interrupted`] when the observer broke
-/// off; [`ErrorKind::NonFinite`] with the step, the parameter and the last good checkpoint; files that cannot be
+/// off; [`ErrorKind::NonFinite`] with the step, the parameter and the last good checkpoint; [`ErrorKind::Device`] when
+/// the device fails, with the last checkpoint and, if its memory ran out, the batch that fits; files that cannot be
 /// written, and checkpoints that cannot be continued.
 pub fn fit(
     model: &dyn Model,
@@ -168,21 +176,37 @@ pub fn fit(
     observer: &mut dyn Observer,
 ) -> Result<Fit> {
     options.check()?;
+    if options.amp != Amp::Off && model.device() == Device::Cpu {
+        return Err(Error::new(ErrorKind::Usage, "train.amp: the CPU trains in f32; expected off"));
+    }
     let input = model.input();
     for data in [Some(train), validation].into_iter().flatten() {
         input.check(data)?;
     }
     let started = Instant::now();
+    let device = model.device();
     let (batch, per_epoch, steps) = options.plan(train.len());
     let (examples, dims, parameters) = (train.len(), train.dims(), model.params().count());
     let plan = Plan { first: 0, steps, per_epoch, batch, examples, dims, parameters };
-    let optimiser = Optimiser::new(model.params(), options.ema.is_some());
+    let optimiser = device.run(|| Optimiser::new(model.params(), options.ema.is_some()))?;
     let fingerprints =
         [Some(train), validation].into_iter().flatten().map(|d| file::fingerprint(&d.values)).collect();
     let progress = Progress::default();
-    let (best, saved) = (None, None);
-    let mut run =
-        Run { model, train, validation, options, plan, fingerprints, optimiser, progress, best, saved };
+    let mut run = Run {
+        model,
+        device,
+        replay: Replay::new(),
+        ahead: None,
+        train,
+        validation,
+        options,
+        plan,
+        fingerprints,
+        optimiser,
+        progress,
+        best: None,
+        saved: None,
+    };
     run.start()?;
     let _ = observer.on(&Event::Start(&run.plan));
     if run.epoch_ends() {
@@ -192,20 +216,10 @@ pub fn fit(
         return run.finish(started);
     }
     while run.progress.step < run.plan.steps && !run.progress.stopped_early {
-        let flow = run.step(observer)?;
+        let flow = run.step(observer).map_err(|e| run.lost(e))?;
         run.end_of_step(flow, observer)?;
     }
     run.finish(started)
-}
-
-/// The places of the smallest of `values` when the share `trim` is left out, in their order; at least one.
-fn least(values: &[f64], trim: f64) -> Vec<usize> {
-    let kept = ((1.0 - trim) * values.len() as f64).ceil().max(1.0) as usize;
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-    order.truncate(kept);
-    order.sort_unstable();
-    order
 }
 
 impl Run<'_> {
@@ -225,15 +239,17 @@ impl Run<'_> {
             self.progress.stopped_early = self.out_of_patience();
             self.saved = Some(place.dir.join(checkpoint::MODEL));
         } else {
-            let (batch, mut rng) = self.batch(0);
-            autograd::no_grad(|| self.model.init_from(self.train, &batch, &mut rng));
-            self.optimiser = Optimiser::new(self.model.params(), self.options.ema.is_some());
+            let (batch, mut rng) = self.batch(0)?;
+            self.optimiser = self.device.run(|| {
+                autograd::no_grad(|| self.model.init_from(self.train, &batch, &mut rng));
+                Optimiser::new(self.model.params(), self.options.ema.is_some())
+            })?;
         }
         Ok(())
     }
 
     /// The batch of step `step` (from 0) and the generator for what else is random in that step.
-    fn batch(&self, step: u64) -> (Batch, Philox) {
+    fn batch(&self, step: u64) -> Result<(Batch, Philox)> {
         let seed = Philox::new(self.options.seed);
         let (epoch, place) = (step / self.plan.per_epoch, (step % self.plan.per_epoch) as usize);
         let order = seed.fork(ORDER).at_step(epoch).permutation(self.train.len());
@@ -244,30 +260,23 @@ impl Run<'_> {
             _ => rows.values,
         };
         let labels = self.model.input().classes.and(rows.labels).map(|l| label_tensor(&l));
-        (Batch { x, labels }, rng)
+        Ok((Batch { x, labels }.to(self.device)?, rng))
     }
 
     fn step(&mut self, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
         let step = self.progress.step;
-        let (batch, mut rng) = self.batch(step);
-        let objective = self.model.objective(&batch, &mut rng);
-        let values = objective.detach();
-        let loss = match self.trimmed(&values) {
-            Some(weights) => (&objective * &weights).sum_all(),
-            None => objective.mean_all(),
+        let (batch, mut rng) = match self.ahead.take() {
+            Some((of, batch, rng)) if of == step => (batch, rng),
+            _ => self.batch(step)?,
         };
-        drop(objective);
-        let value = loss.item();
-        let leaves = self.optimiser.leaves();
-        let grads = autograd::backward(loss, &leaves.iter().collect::<Vec<_>>());
-        drop(leaves);
-        let norm = optim::norm(&grads);
-        if !value.is_finite() || !norm.is_finite() {
-            return Err(self.diagnose(value, &values, &grads));
-        }
-        let clip = self.options.clip.map_or(1.0, |most| (most / norm).min(1.0));
         let lr = self.options.lr * self.options.schedule.factor(step, self.plan.steps);
-        self.optimiser.step(&grads, lr, clip, self.options);
+        let (value, norm) = match self.device {
+            Device::Cpu => self.update(&batch, &mut rng, lr)?,
+            device => {
+                let amp = self.options.amp.dtype();
+                device.run(|| mixed(amp, || self.update_on_device(&batch, &mut rng, lr)))??
+            }
+        };
         self.progress.step += 1;
         self.progress.sum += value;
         self.progress.count += 1;
@@ -275,22 +284,80 @@ impl Run<'_> {
         Ok(observer.on(&Event::Step(&StepInfo { step, epoch, nats: value, norm, lr })))
     }
 
-    /// Weights (B,) of the examples of a step, whose objectives are `values`, if some are left out.
-    fn trimmed(&self, values: &Tensor) -> Option<Tensor> {
-        let untrimmed = self.options.trim == 0.0 || self.progress.step < self.plan.steps / 10;
-        if untrimmed {
-            return None;
+    /// The part of the examples that this step leaves out.
+    fn trim(&self) -> f64 {
+        if self.progress.step < self.plan.steps / 10 { 0.0 } else { self.options.trim }
+    }
+
+    /// Changes the weights; the mean objective and the norm of its gradient.
+    fn update(&mut self, batch: &Batch, rng: &mut Philox, lr: f64) -> Result<(f64, f64)> {
+        let (loss, values, grads) = gradients(self.model, &self.optimiser, batch, rng, self.trim());
+        let (value, norm) = (loss.item(), optim::norm(&grads));
+        if !value.is_finite() || !norm.is_finite() {
+            return Err(self.diagnose(value, &values, &grads));
         }
-        let kept = least(&values.to_f64_vec(), self.options.trim);
-        let mut weights = vec![0.0; values.len()];
-        kept.iter().for_each(|&i| weights[i] = 1.0 / kept.len() as f64);
-        Some(Tensor::from_slice(&weights, [weights.len()]).cast(values.dtype()))
+        let clip = self.options.clip.map_or(1.0, |most| (most / norm).min(1.0));
+        self.optimiser.step(&grads, lr, clip, self.options);
+        Ok((value, norm))
+    }
+
+    /// [`Self::update`] as work that is recorded and replayed; while the device is busy the next batch is made.
+    fn update_on_device(&mut self, batch: &Batch, rng: &mut Philox, lr: f64) -> Result<(f64, f64)> {
+        let rates = self.optimiser.next_rates(lr, self.options);
+        let trim = self.trim();
+        if trim > 0.0 {
+            // Which examples count is decided on the host.
+            self.replay = Replay::new();
+        }
+        let outputs = self.replay.step(self.model, &mut self.optimiser, batch, &rates, rng, trim);
+        let next = self.progress.step + 1;
+        if next < self.plan.steps {
+            let (batch, rng) = self.batch(next)?;
+            self.ahead = Some((next, batch, rng));
+        }
+        let [value, square] = outputs[0].to_f64_vec()[..] else { unreachable!("the gate has two numbers") };
+        if !value.is_finite() || !square.is_finite() {
+            return Err(self.diagnose(value, &outputs[1], &outputs[2..]));
+        }
+        Ok((value, square.sqrt()))
+    }
+
+    /// What a failure of the device costs: says where the run can be continued, and, if memory ran out, with which batch.
+    fn lost(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Device {
+            return error;
+        }
+        let mut message = format!("step {}: {error}; {}", self.progress.step + 1, self.last());
+        if error.to_string().contains(crate::cuda::OUT_OF_MEMORY) {
+            message += &match self.fitting() {
+                Some(batch) => format!("; train.batch={batch} fits, {} does not", self.plan.batch),
+                None => "; not even one example per step fits".into(),
+            };
+        }
+        Error::new(ErrorKind::Device, message)
+    }
+
+    /// The largest half, quarter, ... of the batch whose gradients fit in the device's memory, by trying.
+    fn fitting(&self) -> Option<usize> {
+        let (batch, rng) = self.batch(self.progress.step).ok()?;
+        let halves = std::iter::successors(Some(self.plan.batch / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
+        halves.into_iter().find(|&n| {
+            let part = |t: &Tensor| t.narrow(0, 0, n);
+            let tried = self.device.run(|| {
+                let batch = Batch { x: part(&batch.x), labels: batch.labels.as_ref().map(part) };
+                gradients(self.model, &self.optimiser, &batch, &mut rng.clone(), 0.0).0.item()
+            });
+            tried.is_ok()
+        })
     }
 
     /// Lets a model that has an algorithm of its own fit itself; each of its iterations counts as a step and an epoch.
     fn solve(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let mut rng = Philox::new(self.options.seed).fork(STEP);
-        let Some(mut trace) = autograd::no_grad(|| self.model.solve(self.train, &mut rng))? else {
+        let solve = |data: &Dataset, rng: &mut Philox| {
+            self.device.run(|| autograd::no_grad(|| self.model.solve(data, rng))).and_then(|found| found)
+        };
+        let Some(mut trace) = solve(self.train, &mut rng)? else {
             return Ok(false);
         };
         if self.options.trim > 0.0 {
@@ -298,10 +365,11 @@ impl Run<'_> {
                 let found = log_probs(self.model, self.train, &self.evaluate())?;
                 let surprisal: Vec<f64> = found.nats.iter().map(|l| -l).collect();
                 let kept = self.train.select(&least(&surprisal, self.options.trim));
-                trace.extend(autograd::no_grad(|| self.model.solve(&kept, &mut rng))?.unwrap_or_default());
+                trace.extend(solve(&kept, &mut rng)?.unwrap_or_default());
             }
         }
-        self.optimiser = Optimiser::new(self.model.params(), self.options.ema.is_some());
+        self.optimiser =
+            self.device.run(|| Optimiser::new(self.model.params(), self.options.ema.is_some()))?;
         let last = trace.len();
         let validation = self.validate(observer)?;
         for (i, train_nats) in trace.into_iter().enumerate() {
@@ -331,13 +399,17 @@ impl Run<'_> {
         };
         let row = values.to_f64_vec().iter().position(|x| !x.is_finite());
         let row = row.map_or(String::new(), |row| format!(", from example {row} of the batch"));
-        let last = match &self.saved {
-            Some(path) => format!("the last good checkpoint is {}", path.display()),
-            None => "no checkpoint was written".into(),
-        };
+        let last = self.last();
         let advice = "a smaller train.lr or train.clip = 1 may help";
         let message = format!("step {step}: the loss is {loss}{row}; {what}; {last}; {advice}");
         Error::new(ErrorKind::NonFinite, message)
+    }
+
+    fn last(&self) -> String {
+        match &self.saved {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "no checkpoint was written".into(),
+        }
     }
 
     fn end_of_step(&mut self, mut flow: ControlFlow<()>, observer: &mut dyn Observer) -> Result<()> {
@@ -466,7 +538,8 @@ impl Run<'_> {
         let kept = self.best.clone().unwrap_or_else(|| self.optimiser.averaged());
         file::assign(self.model, &kept)?;
         let mut rng = Philox::new(self.options.seed).fork(FINISH);
-        autograd::no_grad(|| self.model.finish(&mut rng)).map_err(|e| e.at("the end of training"))?;
+        let finished = self.device.run(|| autograd::no_grad(|| self.model.finish(&mut rng)));
+        finished.and_then(|done| done).map_err(|e| e.at("the end of training"))?;
         Ok(self.summary(started.elapsed().as_secs_f64()))
     }
 }

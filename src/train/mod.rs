@@ -10,9 +10,10 @@ mod fit;
 mod optim;
 mod options;
 mod schedule;
+mod step;
 
 pub use evaluate::{EachBatch, Evaluate, LogProbs, batches_while, log_probs, log_probs_while};
 pub use fit::{Epoch, Event, Fit, Observer, Plan, StepInfo, fit};
 pub use optim::{Optimiser, norm};
-pub use options::{Checkpoints, FitOptions};
+pub use options::{Amp, Checkpoints, FitOptions};
 pub use schedule::{Curve, Schedule};

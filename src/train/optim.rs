@@ -10,9 +10,10 @@
 use super::FitOptions;
 use crate::cpu::par;
 use crate::cpu::simd::vectorize;
-use crate::cuda::{Gpu, Grid, Kernel, Struct};
+use crate::cuda::{Grid, Kernel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Param, ParamStore};
+use crate::ops::shape::concat;
 use crate::tensor::{DType, Float, Tensor};
 use std::collections::BTreeMap;
 
@@ -47,6 +48,8 @@ struct Rates {
     l2: f64,
     /// Factor on the gradient.
     clip: f64,
+    /// How far the moving average goes towards the weights.
+    part: f64,
 }
 
 /// Runs the body with `$T` bound to f32 or f64, the dtypes of parameters.
@@ -93,18 +96,14 @@ impl Optimiser {
         self.slots.iter().map(|s| s.param.get()).collect()
     }
 
-    /// One update with the learning rate `lr` and gradients scaled by `clip`. Drop what [`Self::leaves`] returned
-    /// first, or every weight is copied.
-    ///
-    /// # Panics
-    /// When the gradients are not those of the parameters in shape and dtype.
-    #[track_caller]
-    pub fn step(&mut self, grads: &[Tensor], lr: f64, clip: f64, options: &FitOptions) {
-        assert_eq!(grads.len(), self.slots.len(), "Optimiser::step: one gradient per parameter");
+    /// The numbers of the next step, which counts as taken.
+    fn advance(&mut self, lr: f64, clip: f64, options: &FitOptions) -> Rates {
         self.step += 1;
         let t = self.step.min(i32::MAX as u64) as i32;
         let [beta1, beta2] = options.betas;
-        let rates = Rates {
+        // Early averages lean on the present weights, or they would remember the initial ones for long.
+        let decay = options.ema.map_or(1.0, |d| d.min((1.0 + self.step as f64) / (10.0 + self.step as f64)));
+        Rates {
             beta1,
             beta2,
             lr: lr / (1.0 - beta1.powi(t)),
@@ -113,28 +112,68 @@ impl Optimiser {
             keep: 1.0 - lr * options.weight_decay,
             l2: options.l2,
             clip,
-        };
-        // Early averages lean on the present weights, or they would remember the initial ones for long.
-        let ema = options.ema.map(|d| d.min((1.0 + self.step as f64) / (10.0 + self.step as f64)));
+            part: 1.0 - decay,
+        }
+    }
+
+    /// One update with the learning rate `lr` and gradients scaled by `clip`. Drop what [`Self::leaves`] returned
+    /// first, or every weight is copied.
+    ///
+    /// # Panics
+    /// When the gradients are not those of the parameters in shape and dtype.
+    #[track_caller]
+    pub fn step(&mut self, grads: &[Tensor], lr: f64, clip: f64, options: &FitOptions) {
+        let rates = self.advance(lr, clip, options);
+        if let Some(first) = grads.iter().find(|g| g.gpu().is_some()) {
+            // A norm above the largest one by as much as the gradients are to be scaled down.
+            let numbers = rates.device(1.0).beside(first);
+            let gate = Tensor::from_slice(&[0.0, clip.recip().powi(2) as f32], [2]).beside(first);
+            return self.step_on_device(grads, &numbers, &gate);
+        }
+        self.fits(grads);
         for (slot, g) in self.slots.iter_mut().zip(grads) {
-            let Slot { name, param, m, v, ema: average } = slot;
-            assert_eq!((g.shape(), g.dtype()), (m.shape(), m.dtype()), "Optimiser::step: gradient of {name}");
-            if let Some(gpu) = g.gpu() {
-                param.update(|w| launch(gpu, w, m, v, g, &rates));
-                if let (Some(average), Some(decay)) = (average, ema) {
-                    let (n, part) = (m.len() as i64, (1.0 - decay) as f32);
-                    let kernel = Kernel { file: "adam", symbol: "average_f32" };
-                    gpu.launch(kernel, Grid::flat(m.len()), &[&average.change(), &param.get(), &n, &part]);
-                }
-                continue;
-            }
+            let Slot { param, m, v, ema: average, .. } = slot;
             with_param!(g.dtype(), T => {
                 let (m, v) = (m.make_mut::<T>(), v.make_mut::<T>());
                 param.update(|w| adam(w.make_mut::<T>(), g.as_slice::<T>(), m, v, &rates));
-                if let (Some(average), Some(decay)) = (average, ema) {
-                    towards(average.make_mut::<T>(), param.get().as_slice::<T>(), 1.0 - decay);
+                if let Some(average) = average {
+                    towards(average.make_mut::<T>(), param.get().as_slice::<T>(), rates.part);
                 }
             });
+        }
+    }
+
+    /// The numbers of the next step for [`Self::step_on_device`], on the host; the step counts as taken.
+    pub(crate) fn next_rates(&mut self, lr: f64, options: &FitOptions) -> Tensor {
+        let most = options.clip.unwrap_or(f64::INFINITY);
+        crate::cuda::on_host(|| self.advance(lr, 1.0, options).device(most))
+    }
+
+    /// One update on a device, with everything that differs from step to step in its memory: `rates` from
+    /// [`Self::next_rates`] and the `gate` of [`gate`].
+    pub(super) fn step_on_device(&mut self, grads: &[Tensor], rates: &Tensor, gate: &Tensor) {
+        self.fits(grads);
+        for (slot, g) in self.slots.iter_mut().zip(grads) {
+            let Slot { name, param, m, v, ema } = slot;
+            let gpu = g.gpu().expect("all gradients are on the device of the first");
+            assert_eq!(g.dtype(), DType::F32, "Optimiser: parameters on devices are f32, {name} is not");
+            let (n, grid) = (g.len() as i64, Grid::flat(g.len()));
+            param.update(|w| {
+                let kernel = Kernel { file: "adam", symbol: "adam_f32" };
+                gpu.launch(kernel, grid, &[&w.change(), &m.change(), &v.change(), g, &n, rates, gate]);
+            });
+            if let Some(average) = ema {
+                let kernel = Kernel { file: "adam", symbol: "average_f32" };
+                gpu.launch(kernel, grid, &[&average.change(), &param.get(), &n, rates, gate]);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn fits(&self, grads: &[Tensor]) {
+        assert_eq!(grads.len(), self.slots.len(), "Optimiser::step: one gradient per parameter");
+        for (Slot { name, m, .. }, g) in self.slots.iter().zip(grads) {
+            assert_eq!((g.shape(), g.dtype()), (m.shape(), m.dtype()), "Optimiser::step: gradient of {name}");
         }
     }
 
@@ -189,7 +228,8 @@ impl Optimiser {
         }
         for (slot, (w, m, v, ema)) in self.slots.iter_mut().zip(found) {
             slot.param.set(&w);
-            (slot.m, slot.v, slot.ema) = (m, v, ema);
+            let place = slot.m.clone();
+            (slot.m, slot.v, slot.ema) = (m.beside(&place), v.beside(&place), ema.map(|e| e.beside(&place)));
         }
         self.step = step;
         Ok(())
@@ -199,12 +239,21 @@ impl Optimiser {
 /// √Σ g² over all gradients, summed in f64 in a fixed order. Not finite if and only if a gradient is not.
 pub fn norm(grads: &[Tensor]) -> f64 {
     if grads.iter().any(|g| g.gpu().is_some()) {
-        // One wait for the device, whatever the number of tensors.
-        let total = grads.iter().map(|g| g.square().sum_all()).reduce(|a, b| &a + &b);
-        return total.map_or(0.0, |t| t.item()).sqrt();
+        return total_square(grads).map_or(0.0, |t| t.item()).sqrt();
     }
     let squares = |g: &Tensor| with_param!(g.dtype(), T => sum_of_squares(g.as_slice::<T>()));
     grads.iter().map(squares).sum::<f64>().sqrt()
+}
+
+/// Σ g² as a tensor, so that the host waits for a device once, whatever the number of tensors.
+fn total_square(grads: &[Tensor]) -> Option<Tensor> {
+    grads.iter().map(|g| g.square().sum_all()).reduce(|a, b| &a + &b)
+}
+
+/// (2,) the loss and Σ g² on a device: a step with numbers that are not finite is not taken.
+pub(super) fn gate(loss: &Tensor, grads: &[Tensor]) -> Tensor {
+    let square = total_square(grads).unwrap_or_else(|| loss.zeros_like());
+    concat(&[&loss.cast(DType::F32).reshape([1]), &square.reshape([1])], 0)
 }
 
 fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
@@ -227,29 +276,12 @@ fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
     sums.iter().sum()
 }
 
-/// As `Rates` in `kernels/adam.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-struct DeviceRates {
-    beta1: f32,
-    beta2: f32,
-    lr: f32,
-    v_scale: f32,
-    eps: f32,
-    keep: f32,
-    l2: f32,
-    clip: f32,
-}
-
-/// The step of one f32 tensor on a device.
-fn launch(gpu: Gpu, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor, g: &Tensor, rates: &Rates) {
-    assert_eq!(g.dtype(), DType::F32, "Optimiser: parameters on devices are f32");
-    let Rates { beta1, beta2, lr, v_scale, eps, keep, l2, clip } = *rates;
-    let [beta1, beta2, lr, v_scale] = [beta1, beta2, lr, v_scale].map(|x| x as f32);
-    let [eps, keep, l2, clip] = [eps, keep, l2, clip].map(|x| x as f32);
-    let rates = Struct(DeviceRates { beta1, beta2, lr, v_scale, eps, keep, l2, clip });
-    let (kernel, n) = (Kernel { file: "adam", symbol: "adam_f32" }, g.len() as i64);
-    gpu.launch(kernel, Grid::flat(g.len()), &[&w.change(), &m.change(), &v.change(), g, &n, &rates]);
+impl Rates {
+    /// As `Rates` in `kernels/adam.cu`, with the largest norm `most` of the gradient.
+    fn device(&self, most: f64) -> Tensor {
+        let Self { beta1, beta2, lr, v_scale, eps, keep, l2, part, .. } = *self;
+        Tensor::from_slice(&[beta1, beta2, lr, v_scale, eps, keep, l2, most, part].map(|x| x as f32), [9])
+    }
 }
 
 fn adam<T: Float>(w: &mut [T], g: &[T], m: &mut [T], v: &mut [T], rates: &Rates) {

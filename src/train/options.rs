@@ -3,6 +3,7 @@
 use super::schedule::Schedule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::file::Meta;
+use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -47,11 +48,46 @@ pub struct FitOptions {
     /// fit themselves, which are fitted again to the rest. This is trimmed likelihood (Neykov & Müller 2003), batch by
     /// batch as in Shen & Sanghavi 2019. 0 for none.
     pub trim: f64,
+    /// Mixed precision on devices: `off` or `bf16`; see [`crate::ops::amp`].
+    pub amp: Amp,
     /// Steps between checkpoints; 0 writes them at the ends of epochs only.
     pub checkpoint_every: u64,
     /// Where checkpoints go; none are written without it.
     #[serde(skip)]
     pub checkpoints: Option<Checkpoints>,
+}
+
+/// The arithmetic of matrix products on devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Amp {
+    /// That of the tensors: f32.
+    #[default]
+    Off,
+    /// bf16 with sums in f32.
+    Bf16,
+}
+
+impl Amp {
+    /// What products are narrowed to.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Self::Off => None,
+            Self::Bf16 => Some(DType::BF16),
+        }
+    }
+}
+
+impl std::str::FromStr for Amp {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "off" => Ok(Self::Off),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::new(ErrorKind::Usage, format!("amp {name:?}: expected off or bf16"))),
+        }
+    }
 }
 
 /// Where checkpoints go and what the model file says.
@@ -85,6 +121,7 @@ impl Default for FitOptions {
             eval_batch: 64,
             mutation: 0.0,
             trim: 0.0,
+            amp: Amp::Off,
             checkpoint_every: 0,
             checkpoints: None,
         }

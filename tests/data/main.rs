@@ -2,6 +2,8 @@
 
 mod bad;
 mod fuzz;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod prepare;
 mod real;
 mod sequences;

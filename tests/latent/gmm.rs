@@ -51,6 +51,17 @@ fn heaps_are_recovered_and_bic_counts_them() {
     }
     let (model, trace) = solved(&[("select", json!("bic")), ("components", json!(6))], &heaps());
     assert_eq!(model.components(), 3);
+    // The heaps have one form: tied matrices are enough, and the density is that of the simpler model.
+    let forms = [("select", json!("bic_forms")), ("components", json!(6))];
+    let (chosen, _) = solved(&forms, &heaps());
+    let (tied, _) = solved(&[("covariance", json!("tied")), ("components", json!(3))], &heaps());
+    assert_eq!(chosen.components(), 3);
+    let gap = nats(&chosen, &heaps())
+        .iter()
+        .zip(nats(&tied, &heaps()))
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f64::max);
+    assert!(gap < 0.05, "{gap} nats apart");
     // Entropy: ln 3 + 1 + ln 2π + ½ ln |Σ|, of which ln 0.6 + ln 1000.
     let entropy = 3f64.ln() + 1.0 + std::f64::consts::TAU.ln() + 600f64.ln();
     assert!((trace[trace.len() - 1] - entropy).abs() < 0.08, "{} nats for {entropy}", trace[trace.len() - 1]);

@@ -121,7 +121,7 @@ fn memory_does_not_grow_with_the_samples() {
 }
 
 /// `cargo test --release --test latent -- --ignored --nocapture vae::memory_table` prints the table of
-/// benches/results/latent.md.
+/// benches/results/memory.md.
 #[test]
 #[ignore = "prints a table"]
 fn memory_table() {

@@ -63,7 +63,7 @@ impl<'a, W: Word> Product<'a, W> {
             return;
         }
         let parallel = m * n * k >= SERIAL;
-        let chunks = (k / 512).min(16);
+        let chunks = (k / 512).min(8).max(k / 1024).min(16);
         if parallel && m * n <= 1 << 16 && k >= 2048 && k >= 8 * m.max(n) {
             // SAFETY: the caller's promise.
             unsafe { self.split(chunks, out) }

@@ -325,9 +325,16 @@ impl<W: Word> Panels<'_, W> {
     /// Returns when panel `i`, `width` columns from `col`, is packed; packs it unless somebody else does.
     fn pack(&self, i: usize, k: (usize, usize), (col, width): (usize, usize)) {
         let state = &self.states[i];
+        let mut waited = 0;
         while state.load(Ordering::Acquire) != READY {
             if state.compare_exchange(EMPTY, BUSY, Ordering::Acquire, Ordering::Relaxed).is_err() {
-                std::hint::spin_loop();
+                // Packing takes microseconds, unless whoever packs has lost the processor.
+                waited += 1;
+                if waited < 1000 {
+                    std::hint::spin_loop()
+                } else {
+                    std::thread::yield_now()
+                }
                 continue;
             }
             let mut claim = Claim(state, EMPTY);

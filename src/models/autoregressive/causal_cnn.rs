@@ -26,7 +26,8 @@ pub const INFO: ModelInfo = ModelInfo {
     family: "autoregressive",
     summary: "dilated gated causal convolutions over tokens, bytes or numeric series, as WaveNet (van den Oord et al. 2016)",
     objective: "surprisal, nats",
-    reproduce: "surprisal train causal_cnn256 --data input.txt (tinyshakespeare)",
+    reproduce: "surprisal train causal_cnn256 --data input.txt (tinyshakespeare) --stride 64 --set train.steps=400 --set \
+                train.lr=2e-3: 2.88 bits per character on the last tenth (benches/results/sequences.md)",
     presets: &[("causal_cnn256", CAUSAL_CNN256), ("causal_cnn_series", SERIES)],
     tiny: &["shape=[4]", "levels=3", "channels=6", "skip=6", "layers=2", "stacks=1"],
     build: |config, rng| {
@@ -226,11 +227,14 @@ impl Model for CausalCnn {
 
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("causal_cnn", 0)?;
-        let points = Points::new(self);
-        self.ends.draw(n, options.temperature, rng, &|rows| {
-            let mut walk = Walk::new(&points, rows);
-            Box::new(move |t, h| walk.step(t, h))
-        })
+        let drawn = self.store.on_host(|| {
+            let points = Points::new(self);
+            self.ends.draw(n, options.temperature, rng, &|rows| {
+                let mut walk = Walk::new(&points, rows);
+                Box::new(move |t, h| walk.step(t, h))
+            })
+        })?;
+        Ok(drawn.placed())
     }
 
     fn init_from(&self, train: &Dataset, _batch: &Batch, _rng: &mut Philox) {

@@ -70,7 +70,6 @@ impl<E: Elem> PointConv<E> {
     /// The masked convolution of `weight` (K, K, Cin, Cout) and `bias` (Cout), to which `extra` (Cout) is added.
     pub(super) fn masked(weight: &Tensor, bias: &Tensor, extra: Option<&[E]>, mask: Mask) -> Self {
         let [k, _, cin, cout] = weight.dims();
-        let (weight, bias) = (weight.moved(None), bias.moved(None));
         let (ws, bs) = (weight.as_slice::<E>(), with_extra(bias.as_slice::<E>(), extra));
         let (group_in, outputs) = (cin / mask.colours, cout / mask.colours);
         let middle = k / 2;

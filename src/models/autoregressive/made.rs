@@ -3,13 +3,17 @@
 //!
 //! What a column puts in and what comes out for it depends on its kind ([`crate::data::Schema`]):
 //! ```text
-//! numeric, date          in: (x − mean) / std            out: K logits, means, log-deviations: a mixture of normals
-//! categorical, boolean   in: one-hot of the level        out: a logit per level: a softmax
+//! numeric, date          in: arsinh of z = (x − mean) / std      out: K logits, means, log-scales: a mixture (below)
+//! categorical, boolean   in: one-hot of the level                out: a logit per level: a softmax
 //! may be missing         in: one more, 1 where missing
 //! ```
 //! A missing cell puts in zeros but for its mark and has 0 nats: the likelihood is that of the cells that are there, with
 //! the missing ones integrated out under p(x_c | what is known before c). The masks are staircases
 //! ([`crate::ops::masked_linear`]), so the half of the weights that does not count costs nothing.
+//!
+//! **Heavy tails.** z may be a thousand deviations. What the networks read of it is arsinh z, about z near 0 and ln 2|z| far
+//! out. What they predict is a mixture of normals or, with `density = "logistic"`, of logistics, whose nats and gradients
+//! grow with |z| instead of z².
 //!
 //! **Orders.** One order of the columns is a choice without a reason, so `orders` of them (the first is that of the file,
 //! the others are random, but always the same) have a network each; p is their mean. Each is trained on its own surprisal.
@@ -26,7 +30,7 @@ use crate::data::{ColumnKind, Dataset, Schema};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, MaskedMlp, Param, ParamStore};
-use crate::ops::gaussian_mixture::gaussian_mixture;
+use crate::ops::gaussian_mixture::{Component, mixture};
 use crate::ops::index::gather_rows;
 use crate::ops::shape::concat;
 use crate::ops::softmax::{cross_entropy, logsumexp};
@@ -50,11 +54,12 @@ pub const INFO: ModelInfo = ModelInfo {
     },
 };
 
-const TABLE: &str = "
+const TABLE: &str = r#"
 shape = [8]
 columns = []
 hidden = [128, 128]
 components = 8
+density = "logistic"
 orders = 2
 noise = 0.1
 [train]
@@ -64,8 +69,8 @@ lr = 2e-3
 clip = 5.0
 patience = 40
 eval_batch = 1024
-schedule.curve = \"cosine\"
-";
+schedule.curve = "cosine"
+"#;
 
 /// The largest standardised number.
 const FARTHEST: f64 = 1e5;
@@ -84,8 +89,11 @@ pub struct Config {
     pub columns: Schema,
     /// Units of the hidden layers.
     pub hidden: Vec<usize>,
-    /// Normal components per number.
+    /// Components per number.
     pub components: usize,
+    /// What they are.
+    #[serde(default)]
+    pub density: Component,
     /// Orders of the columns, each with a network.
     pub orders: usize,
     /// Deviation of the training noise on numbers, in deviations of the column.
@@ -94,7 +102,7 @@ pub struct Config {
 
 impl Config {
     fn check(&self) -> Result<()> {
-        let Self { shape: [d], columns, hidden, components, orders, noise } = self;
+        let Self { shape: [d], columns, hidden, components, orders, noise, .. } = self;
         let fail = |what: String| Err(Error::new(ErrorKind::Usage, format!("made: {what}")));
         if !(1..=1 << 14).contains(d) {
             return fail(format!("shape = [{d}]; expected 1 to 16384 columns"));
@@ -231,7 +239,7 @@ impl Made {
                         );
                         out[at + level] = 1.0;
                     }
-                    None => out[at] = value,
+                    None => out[at] = value.asinh(),
                 }
                 at += cell.inputs;
             }
@@ -259,7 +267,8 @@ impl Made {
             parts.push(match cell.levels {
                 None => {
                     let z = Tensor::from_fn([b, run], value).cast(self.dtype);
-                    gaussian_mixture(&z, &params.reshape([b, run, 3 * k]), LOWEST)
+                    let params = params.reshape([b, run, 3 * k]);
+                    mixture(&z, &params, self.config.density, LOWEST)
                 }
                 Some(_) => {
                     let known: Vec<f64> = (0..b).map(|i| f64::from(u8::from(!value(i).is_nan()))).collect();
@@ -281,6 +290,61 @@ impl Made {
         let (moments, d) = (self.moments.get().to_f64_vec(), self.cells.len());
         let cell = |i: usize| if rows[i].is_nan() { 0.0 } else { -moments[d + i % d].ln() };
         Tensor::from_fn([rows.len() / d, d], cell).cast(self.dtype)
+    }
+
+    /// Column by column in the order of a network drawn for each row.
+    fn drawn(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
+        let (d, k) = (self.cells.len(), self.config.components);
+        let choice = rng.randint(0, self.orders.len() as i32, [n]);
+        let (mut uniforms, mut noise) = (vec![0.0f64; n * d], vec![0.0f64; n * d]);
+        rng.fill_open(&mut uniforms);
+        match self.config.density {
+            Component::Normal => rng.fill_normal(&mut noise),
+            Component::Logistic => {
+                rng.fill_open(&mut noise);
+                noise.iter_mut().for_each(|u| *u = (*u / (1.0 - *u)).ln());
+            }
+        }
+        let (mut rows, moments, mut scratch) =
+            (vec![0.0f64; n * d], self.moments.get().to_f64_vec(), Vec::new());
+        for (o, order) in self.orders.iter().enumerate() {
+            let mine: Vec<usize> = (0..n).filter(|&i| choice.as_slice::<i32>()[i] as usize == o).collect();
+            if mine.is_empty() {
+                continue;
+            }
+            let mut part = vec![0.0f64; mine.len() * d];
+            let mut at = 0;
+            for &column in &order.columns {
+                let cell = self.cells[column];
+                let params = autograd::no_grad(|| {
+                    order.net.flat(&self.encode(order, &part)).narrow(1, at, cell.outputs)
+                });
+                let params = params.cast(DType::F64);
+                for ((row, params), &i) in part
+                    .chunks_exact_mut(d)
+                    .zip(params.as_slice::<f64>().chunks_exact(cell.outputs))
+                    .zip(&mine)
+                {
+                    let logits = if cell.levels.is_some() { params } else { &params[..k] };
+                    let j = pick(logits, options.temperature, uniforms[i * d + column], &mut scratch)?;
+                    row[column] = match cell.levels {
+                        Some(_) => j as f64,
+                        None => {
+                            let deviation = params[2 * k + j].max(LOWEST).exp() * options.temperature;
+                            params[k + j] + deviation * noise[i * d + column]
+                        }
+                    };
+                }
+                at += cell.outputs;
+            }
+            for (row, &i) in part.chunks_exact(d).zip(&mine) {
+                rows[i * d..(i + 1) * d].copy_from_slice(row);
+            }
+        }
+        for (i, x) in rows.iter_mut().enumerate().filter(|(i, _)| self.cells[i % d].levels.is_none()) {
+            *x = *x * moments[d + i % d] + moments[i % d];
+        }
+        Ok(Tensor::from_slice(&rows, [n, d]))
     }
 }
 
@@ -342,54 +406,9 @@ impl Model for Made {
         sum.affine(-1.0 / self.orders.len() as f64, 0.0)
     }
 
-    /// Column by column in the order of a network drawn for each row.
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("made", 0)?;
-        let (d, k) = (self.cells.len(), self.config.components);
-        let choice = rng.randint(0, self.orders.len() as i32, [n]);
-        let (mut uniforms, mut normals) = (vec![0.0f64; n * d], vec![0.0f64; n * d]);
-        rng.fill_open(&mut uniforms);
-        rng.fill_normal(&mut normals);
-        let (mut rows, moments, mut scratch) =
-            (vec![0.0f64; n * d], self.moments.get().to_f64_vec(), Vec::new());
-        for (o, order) in self.orders.iter().enumerate() {
-            let mine: Vec<usize> = (0..n).filter(|&i| choice.as_slice::<i32>()[i] as usize == o).collect();
-            if mine.is_empty() {
-                continue;
-            }
-            let mut part = vec![0.0f64; mine.len() * d];
-            let mut at = 0;
-            for &column in &order.columns {
-                let cell = self.cells[column];
-                let params = autograd::no_grad(|| {
-                    order.net.flat(&self.encode(order, &part)).narrow(1, at, cell.outputs)
-                });
-                let params = params.cast(DType::F64);
-                for ((row, params), &i) in part
-                    .chunks_exact_mut(d)
-                    .zip(params.as_slice::<f64>().chunks_exact(cell.outputs))
-                    .zip(&mine)
-                {
-                    let logits = if cell.levels.is_some() { params } else { &params[..k] };
-                    let j = pick(logits, options.temperature, uniforms[i * d + column], &mut scratch)?;
-                    row[column] = match cell.levels {
-                        Some(_) => j as f64,
-                        None => {
-                            let deviation = params[2 * k + j].max(LOWEST).exp() * options.temperature;
-                            params[k + j] + deviation * normals[i * d + column]
-                        }
-                    };
-                }
-                at += cell.outputs;
-            }
-            for (row, &i) in part.chunks_exact(d).zip(&mine) {
-                rows[i * d..(i + 1) * d].copy_from_slice(row);
-            }
-        }
-        for (i, x) in rows.iter_mut().enumerate().filter(|(i, _)| self.cells[i % d].levels.is_none()) {
-            *x = *x * moments[d + i % d] + moments[i % d];
-        }
-        Ok(Tensor::from_slice(&rows, [n, d]))
+        Ok(self.store.on_host(|| self.drawn(n, options, rng))?.placed())
     }
 
     /// Mean and deviation of every numeric column, of the cells that are there; a constant column has the deviation 1.
@@ -427,7 +446,8 @@ mod tests {
             column("y", ColumnKind::Numeric, false),
         ];
         let columns = Schema { columns };
-        Config { shape: [4], columns, hidden: vec![14, 11], components: 2, orders: 3, noise: 0.0 }
+        let density = Component::Normal;
+        Config { shape: [4], columns, hidden: vec![14, 11], components: 2, density, orders: 3, noise: 0.0 }
     }
 
     fn moved(config: Config) -> Made {
@@ -447,10 +467,12 @@ mod tests {
     /// Summed over the levels and integrated over the numbers, p is 1, whatever is missing.
     #[test]
     fn mixed_tables_have_mass_one() {
-        let model = moved(mixed());
         let step = 0.25;
         let axis: Vec<f64> = (-60..=60).map(|i| i as f64 * step).collect();
-        for missing in [false, true] {
+        let kinds =
+            [Component::Normal, Component::Logistic].map(|density| [(density, false), (density, true)]);
+        for (density, missing) in kinds.concat() {
+            let model = moved(Config { density, ..mixed() });
             let mut rows = Vec::new();
             for &y in &axis {
                 for c in 0..3 {
@@ -463,7 +485,7 @@ mod tests {
             let found = nats(&model, &rows);
             let cell = if missing { step } else { step * step };
             let mass = found.nats.to_f64_vec().iter().map(|l| l.exp() * cell).sum::<f64>();
-            assert!((mass - 1.0).abs() < 1e-3, "missing {missing}: {mass}");
+            assert!((mass - 1.0).abs() < 1e-3, "{density:?}, missing {missing}: {mass}");
             let cells = found.per_position.unwrap();
             assert!(crate::testing::max_error(&[cells.sum_examples()], &[found.nats]) < 1e-12);
         }
@@ -476,6 +498,21 @@ mod tests {
         let cells = found.per_position.unwrap().to_f64_vec();
         assert_eq!((cells[0], cells[5]), (0.0, 0.0));
         assert!(cells.iter().enumerate().all(|(i, c)| c.is_finite() && (*c != 0.0 || i == 0 || i == 5)));
+    }
+
+    /// A number a thousand deviations away costs thousands of nats at the start, not the half million of a normal.
+    #[test]
+    fn far_numbers_do_not_explode() {
+        let config = Config { shape: [3], columns: Schema::default(), orders: 1, ..mixed() };
+        let at = |density| {
+            let model =
+                Made::new(Config { density, ..config.clone() }, DType::F32, &mut Philox::new(1)).unwrap();
+            let x = Tensor::from_slice(&[0.0f32, 0.0, 1000.0, 1000.0, 0.0, 0.0], [2, 3]);
+            let batch = Batch::new(x);
+            -autograd::no_grad(|| model.log_prob(&batch, &mut Philox::new(0))).nats.to_f64_vec()[0]
+        };
+        let (normal, logistic) = (at(Component::Normal), at(Component::Logistic));
+        assert!(normal > 1e5 && logistic < 5e3, "{normal} and {logistic}");
     }
 
     #[test]

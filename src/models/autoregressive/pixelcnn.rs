@@ -236,13 +236,11 @@ impl Model for PixelCnn {
         let Config { shape: [h, w, c], classes, .. } = self.config;
         options.check("pixelcnn", classes)?;
         let bytes = with_float!(self.dtype, T => {
-            let points = Points::<T>::new(self, options.label);
-            if let Some(gpu) = self.stem.weight.get().gpu() {
-                let walk = points.on_device();
-                if walk.fits() {
-                    let scaled = [2.0 / (self.config.levels - 1) as f64, -1.0];
-                    return walk.draw(gpu, n, options.temperature, scaled, rng);
-                }
+            let points = self.store.on_host(|| Points::<T>::new(self, options.label));
+            let walk = self.stem.weight.get().gpu().map(|gpu| (gpu, points.on_device()));
+            if let Some((gpu, walk)) = walk.filter(|(_, walk)| walk.fits()) {
+                let scaled = [2.0 / (self.config.levels - 1) as f64, -1.0];
+                return walk.draw(gpu, n, options.temperature, scaled, rng);
             }
             in_groups(n, h * w * c, h * w * c, rng, |uniforms, images| {
                 points.walk(images.len() / (h * w * c), |at, row, logits, weights| {
@@ -270,7 +268,7 @@ impl<E: Elem> Points<E> {
     fn new(model: &PixelCnn, label: Option<i32>) -> Self {
         let half = model.config.channels / 2;
         let block = |b: &Block| {
-            let table = b.class.as_ref().map(|table| table.get().moved(None));
+            let table = b.class.as_ref().map(Param::get);
             let class =
                 table.as_ref().zip(label).map(|(t, l)| &t.as_slice::<E>()[l as usize * half..][..half]);
             [b.reduce.point(class), b.middle.point(None), b.expand.point(None)]

@@ -314,21 +314,23 @@ impl Model for PixelCnnPp {
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         let Config { shape: [h, w, c], classes, .. } = self.config;
         options.check("pixelcnn_pp", classes)?;
-        let points = Points::new(self, options.label);
-        let bytes = in_groups(n, h * w * c, h * w * (1 + c), rng, |uniforms, images| {
-            points.walk(images.len() / (h * w * c), |at, row, params| {
-                let u = &uniforms[(row * h * w + at) * (1 + c)..][..1 + c];
-                let pixel = &mut images[(row * h * w + at) * c..][..c];
-                if params.iter().any(|p| !p.is_finite()) {
-                    return Err(Error::new(
-                        ErrorKind::NonFinite,
-                        "sample: the mixture's parameters are not finite",
-                    ));
-                }
-                draw(params, u, options.temperature, pixel);
-                let mut values = [0; 3];
-                values[..c].copy_from_slice(pixel);
-                Ok(values)
+        let bytes = self.store.on_host(|| {
+            let points = Points::new(self, options.label);
+            in_groups(n, h * w * c, h * w * (1 + c), rng, |uniforms, images| {
+                points.walk(images.len() / (h * w * c), |at, row, params| {
+                    let u = &uniforms[(row * h * w + at) * (1 + c)..][..1 + c];
+                    let pixel = &mut images[(row * h * w + at) * c..][..c];
+                    if params.iter().any(|p| !p.is_finite()) {
+                        return Err(Error::new(
+                            ErrorKind::NonFinite,
+                            "sample: the mixture's parameters are not finite",
+                        ));
+                    }
+                    draw(params, u, options.temperature, pixel);
+                    let mut values = [0; 3];
+                    values[..c].copy_from_slice(pixel);
+                    Ok(values)
+                })
             })
         })?;
         Ok(Tensor::from_slice(&bytes, [n, h, w, c]))

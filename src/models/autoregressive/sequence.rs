@@ -12,7 +12,7 @@ use crate::cpu::par;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Input, Kind, LogProb};
-use crate::nn::{Init, Initial, Param};
+use crate::nn::{Init, Initial, Param, standardised};
 use crate::ops::gaussian_mixture::gaussian_mixture;
 use crate::ops::index::gather_rows;
 use crate::ops::matmul::linear;
@@ -158,9 +158,7 @@ impl Ends {
     fn standardised(&self, x: &Tensor) -> Tensor {
         let Some(moments) = &self.moments else { return x.clone() };
         let (moments, d) = (moments.get().to_f64_vec(), self.steps.width());
-        let values = x.to_f64_vec();
-        let z = Tensor::from_fn(x.shape(), |i| (values[i] - moments[i % d]) / moments[d + i % d]);
-        z.cast(self.embedding.get().dtype())
+        standardised(x, &moments[..d], &moments[d..], self.embedding.get().dtype())
     }
 
     /// The network's input (B, T, C) for sequences x: step t holds what came before it.
@@ -174,9 +172,7 @@ impl Ends {
             self.steps.shape
         );
         if self.steps.tokens() {
-            let tokens = x.as_slice::<u8>();
-            let before =
-                Tensor::from_fn(x.shape(), |i| if i % time == 0 { 0 } else { i32::from(tokens[i - 1]) });
+            let before = x.cast(DType::I32).narrow(1, 0, time - 1).pad(1, 1, 0);
             return gather_rows(&self.embedding.get(), &before);
         }
         let z = self.standardised(x);

@@ -9,21 +9,27 @@
 //!
 //! **Kind.** Unnormalised, until `annealing` has estimated log Z at the end of training: then an estimate, whose 95 %
 //! interval is saved with the model.
+//! **Step size.** Chains without rejection cannot follow structure narrower than a few of their steps: around a well of
+//! curvature κ they spread to 1 / (κ (1 − κ step / 2)), at least 2 step. Where the data are narrower, training deepens the
+//! well until the chains become unstable at κ = 2 / step, and the density that is left is not that of the chains. `step`
+//! has to be small beside the variance of the narrowest structure.
 //! **Divergence.** Every 50 steps with finite, bounded energies the weights are remembered. When an energy is not finite
 //! or its mean exceeds `limit`, they are brought back and all chains restart from noise; ten times in a row end the
 //! training.
 
 use super::{Annealing, EnergyNet, NetKind, Partition, rows::Standard};
 use crate::autograd;
+use crate::cuda::Replay;
 use crate::data::{Dataset, Prepare, Transform};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
 use crate::ops::langevin::{Langevin, langevin};
+use crate::ops::replay_buffer;
 use crate::ops::shape;
 use crate::random::Philox;
 use crate::samplers::Base;
-use crate::tensor::{DType, Tensor, with_arithmetic};
+use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, MutexGuard};
 
@@ -70,7 +76,7 @@ shape = [8]
 channels = []
 hidden = [128, 128]
 spectral_norm = false
-chain = { steps = 40, step = 0.05, noise = 0.3162, clip = 0.0 }
+chain = { steps = 40, step = 0.01, noise = 0.14142, clip = 0.0 }
 sample_steps = 500
 replay = 4096
 restart = 0.05
@@ -83,6 +89,7 @@ prepare = []
 steps = 1500
 batch = 128
 lr = 1e-3
+betas = [0.0, 0.999]
 schedule = { curve = "cosine" }
 clip = 5.0
 "#;
@@ -178,6 +185,8 @@ pub struct Ebm {
     partition: Partition,
     dtype: DType,
     safe: Mutex<Safe>,
+    /// A step of the chains that training runs.
+    chain: Mutex<Replay>,
 }
 
 /// Weights to come back to.
@@ -213,7 +222,17 @@ impl Ebm {
         chains.set(&net.noise(*replay, dtype, &mut noise));
         let rows = (shape.len() == 1).then(|| Standard::new(&mut init, shape[0], dtype));
         let partition = Partition::new(&mut init);
-        Ok(Self { config, store, net, replay: chains, rows, partition, dtype, safe: Mutex::default() })
+        Ok(Self {
+            config,
+            store,
+            net,
+            replay: chains,
+            rows,
+            partition,
+            dtype,
+            safe: Mutex::default(),
+            chain: Mutex::default(),
+        })
     }
 
     /// The network.
@@ -241,7 +260,7 @@ impl Ebm {
             None => self.config.prepare.forward(x, self.dtype, rng),
             Some(rows) => {
                 let (z, volume) = rows.forward(x);
-                (z, Tensor::full(volume, [x.shape()[0]], self.dtype))
+                (z, volume.broadcast_to([x.shape()[0]]))
             }
         }
     }
@@ -252,41 +271,43 @@ impl Ebm {
         Langevin { step, noise, clip: if clip > 0.0 { clip } else { f64::INFINITY }, range }
     }
 
-    /// Ends of chains of `steps` Langevin steps from `x`.
-    fn chains(&self, mut x: Tensor, steps: usize, how: Langevin, rng: &mut Philox) -> Tensor {
+    /// Ends of chains of `steps` Langevin steps from `x`; on devices one step is recorded and replayed.
+    fn chains(
+        &self,
+        mut x: Tensor,
+        steps: usize,
+        how: Langevin,
+        rng: &mut Philox,
+        replay: &mut Replay,
+    ) -> Tensor {
         let weights = self.net.weights().detached();
         for _ in 0..steps {
-            let (_, g) = weights.gradient(&x);
-            x = autograd::no_grad(|| langevin(&x, &g, how, rng));
+            let inputs: Vec<&Tensor> = std::iter::once(&x).chain(weights.tensors()).collect();
+            let moved = replay.run(&inputs, rng, &mut |inputs, rng| {
+                let (_, g) = weights.with(&inputs[1..]).gradient(&inputs[0]);
+                vec![autograd::no_grad(|| langevin(&inputs[0], &g, how, rng))]
+            });
+            x = moved.into_iter().next().expect("one output");
         }
         x
     }
 
     /// `n` chains from the buffer, some of them restarted, moved and put back.
     fn negatives(&self, n: usize, rng: &mut Philox) -> Tensor {
-        let (size, per) = (self.config.replay, self.config.shape.iter().product::<usize>());
+        let (size, buffer) = (self.config.replay, self.replay.get());
         let order = rng.permutation(size);
-        let restart = rng.bernoulli(self.config.restart, [n], self.dtype).to_f64_vec();
-        let mut start = self.net.noise(n, self.dtype, rng);
-        with_arithmetic!(self.dtype, T => {
-            let kept = self.replay.get();
-            for (i, row) in start.make_mut::<T>().chunks_mut(per).enumerate() {
-                if restart[i] == 0.0 {
-                    row.copy_from_slice(&kept.as_slice::<T>()[order[i % size] * per..][..per]);
-                }
-            }
-            drop(kept);
-            let ends = self.chains(start, self.config.chain.steps, self.langevin(), rng);
-            if ends.to_f64_vec().iter().all(|x| x.is_finite()) {
-                self.replay.update(|kept| {
-                    let kept = kept.make_mut::<T>();
-                    for (i, row) in ends.as_slice::<T>().chunks(per).enumerate() {
-                        kept[order[i % size] * per..][..per].copy_from_slice(row);
-                    }
-                });
-            }
-            ends
-        })
+        let slots = Tensor::from_fn([n], |i| order[i % size] as i32).beside(&buffer);
+        let fresh = rng.bernoulli(self.config.restart, [n], self.dtype).beside(&buffer);
+        let noise = self.net.noise(n, self.dtype, rng).beside(&buffer);
+        let start = replay_buffer::take(&buffer, &slots, &fresh, &noise);
+        drop(buffer);
+        let mut replay = self.chain.lock().unwrap_or_else(|e| e.into_inner());
+        let ends = self.chains(start, self.config.chain.steps, self.langevin(), rng, &mut replay);
+        // Of the rows that share a slot the last one counts.
+        let kept = n.min(size);
+        let last = |t: &Tensor| t.detach().narrow(0, n - kept, kept);
+        self.replay.update(|buffer| replay_buffer::put(buffer, &last(&slots), &last(&ends)));
+        ends
     }
 
     /// E(x⁺) and E(x⁻), recorded.
@@ -349,7 +370,7 @@ impl Model for Ebm {
         let how = self.langevin();
         let how = Langevin { noise: how.noise * options.temperature, ..how };
         let start = self.net.noise(n, self.dtype, rng);
-        let x = self.chains(start, self.config.sample_steps, how, rng);
+        let x = self.chains(start, self.config.sample_steps, how, rng, &mut Replay::new());
         if x.to_f64_vec().iter().any(|x| !x.is_finite()) {
             return Err(Error::new(ErrorKind::NonFinite, "ebm: a chain that samples diverged"));
         }

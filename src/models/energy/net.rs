@@ -198,6 +198,19 @@ impl Weights {
         Self { layers, image: self.image }
     }
 
+    /// All of them, layer by layer.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(|(w, b)| std::iter::once(w).chain(b))
+    }
+
+    /// The same network with other tensors in the order of [`Self::tensors`].
+    pub(crate) fn with(&self, tensors: &[Tensor]) -> Self {
+        let mut tensors = tensors.iter().cloned();
+        let mut next = || tensors.next().expect("one for each of ours");
+        let layers = self.layers.iter().map(|(_, b)| (next(), b.is_some().then(&mut next))).collect();
+        Self { layers, image: self.image }
+    }
+
     /// E(x) (B,) of x (B, ...) in model space.
     pub fn energy(&self, x: &Tensor) -> Tensor {
         let e = self.network(x);
@@ -232,7 +245,7 @@ impl Weights {
             })
         };
         let b = x.shape()[0];
-        if !self.image || b <= IMAGES {
+        if !self.image || b <= IMAGES || x.gpu().is_some() {
             return of(x);
         }
         with_arithmetic!(x.dtype(), T => {

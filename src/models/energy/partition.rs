@@ -62,7 +62,9 @@ impl Partition {
 
     /// Forgets the estimate: the weights have changed.
     pub fn forget(&self) {
-        self.0.set(&Tensor::zeros([4], DType::F64));
+        if self.get().is_some() {
+            self.0.set(&self.0.get().zeros_like());
+        }
     }
 
     /// log p of −energies, and what that is.

@@ -1,5 +1,7 @@
 //! From rows of a table to numbers near 0, with log-determinants; the statistics are saved with the model.
 
+use crate::cpu::cholesky;
+use crate::cuda::Device;
 use crate::data::{Dataset, Transform};
 use crate::nn::{Init, Initial, Param};
 use crate::tensor::{DType, Tensor};
@@ -28,10 +30,16 @@ impl Standard {
         self.scale.set(&of(&std));
     }
 
-    /// z and log |det dz/dx|, the same for every row.
-    pub(super) fn forward(&self, x: &Tensor) -> (Tensor, f64) {
+    /// z and log |det dz/dx|, a scalar, the same for every row.
+    pub(super) fn forward(&self, x: &Tensor) -> (Tensor, Tensor) {
         let scale = self.scale.get();
-        let volume = -scale.to_f64_vec().into_iter().map(f64::ln).sum::<f64>();
+        let volume = match scale.device() {
+            Device::Cpu => {
+                let logs = scale.to_f64_vec().into_iter().map(f64::ln);
+                Tensor::scalar(-logs.sum::<f64>(), self.dtype)
+            }
+            _ => -&scale.ln().sum_all(),
+        };
         (&(&x.cast(self.dtype) - &self.mean.get()) / &scale, volume)
     }
 
@@ -86,8 +94,12 @@ impl Whitened {
             }
         }
         (0..d).for_each(|i| covariance[i * (d + 1)] += RIDGE);
-        let lower = cholesky(&covariance, d);
-        let inverse = invert_lower(&lower, d);
+        // The ridge makes it positive definite, unless numbers overflowed: then columns are standardised alone.
+        let mut lower = covariance;
+        if !cholesky::factor(&mut lower, d) {
+            lower = (0..d * d).map(|i| f64::from(u8::from(i % (d + 1) == 0))).collect();
+        }
+        let inverse = cholesky::invert_lower(&lower, d);
         // z = L⁻¹ ((x − mean) / std), as a product with a matrix on the right.
         let to = Tensor::from_fn([d, d], |i| inverse[i % d * d + i / d] / std[i / d]);
         let from = Tensor::from_fn([d, d], |i| lower[i % d * d + i / d] * std[i % d]);
@@ -109,30 +121,4 @@ impl Whitened {
     pub(super) fn inverse(&self, z: &Tensor) -> Tensor {
         &crate::ops::matmul::matmul(z, &self.inverse.get(), false, false) + &self.mean.get()
     }
-}
-
-/// L of a positive definite (d, d) matrix, of which the lower half is read.
-fn cholesky(a: &[f64], d: usize) -> Vec<f64> {
-    let mut l = vec![0.0; d * d];
-    for i in 0..d {
-        for j in 0..=i {
-            let sum: f64 = (0..j).map(|k| l[i * d + k] * l[j * d + k]).sum();
-            let rest = a[i * d + j] - sum;
-            l[i * d + j] = if i == j { rest.max(RIDGE * RIDGE).sqrt() } else { rest / l[j * d + j] };
-        }
-    }
-    l
-}
-
-/// L⁻¹ of a lower triangular (d, d) matrix.
-fn invert_lower(l: &[f64], d: usize) -> Vec<f64> {
-    let mut inverse = vec![0.0; d * d];
-    for j in 0..d {
-        for i in j..d {
-            let sum: f64 = (j..i).map(|k| l[i * d + k] * inverse[k * d + j]).sum();
-            let unit = if i == j { 1.0 } else { 0.0 };
-            inverse[i * d + j] = (unit - sum) / l[i * d + i];
-        }
-    }
-    inverse
 }

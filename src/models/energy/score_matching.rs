@@ -163,7 +163,7 @@ impl Model for ScoreMatching {
     fn log_prob(&self, batch: &Batch, _rng: &mut Philox) -> LogProb {
         let (z, volume) = self.rows.forward(&batch.x);
         let (nats, kind) = self.partition.normalise(&-&self.net.weights().energy(&z));
-        LogProb { nats: nats.affine(1.0, volume), kind, per_position: None }
+        LogProb { nats: &nats + &volume, kind, per_position: None }
     }
 
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {

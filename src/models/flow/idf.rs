@@ -21,6 +21,7 @@ use crate::ops::coupling::kept_half;
 use crate::ops::index::pick;
 use crate::ops::shape;
 use crate::ops::softmax::{log_softmax, logsumexp};
+use crate::ops::unary::{floor, sign};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -134,21 +135,31 @@ impl Shift {
             |x: &Tensor, (w, b): &(Param, Param), spec| conv2d(x, &w.get(), Some(&b.get()), None, spec);
         let h = layer(&a.affine(2.0 / (self.levels - 1.0), -1.0), first, ConvSpec::same(3).relu());
         let h = layer(&h, middle, ConvSpec::same(1).relu());
-        straight_through(&layer(&h, last, ConvSpec::same(3)).affine(self.levels / 2.0, 0.0), f32::round)
+        let amount = layer(&h, last, ConvSpec::same(3)).affine(self.levels / 2.0, 0.0);
+        straight_through(&amount, f32::round, rounded)
     }
 
     fn moved(&self, x: &Tensor, sign: f64) -> Tensor {
         let (axis, c) = (3, x.shape()[3]);
         let a = kept_half(x);
         let b = &shape::narrow(x, axis, c - c / 2, c / 2) + &self.amount(&a).affine(sign, 0.0);
-        let levels = self.levels as f32;
-        shape::concat(&[&a, &straight_through(&b, |v| v.rem_euclid(levels))], axis)
+        let levels = self.levels;
+        let wrap = |x: &Tensor| x - &floor(&x.affine(1.0 / levels, 0.0)).affine(levels, 0.0);
+        shape::concat(&[&a, &straight_through(&b, |v| v.rem_euclid(levels as f32), wrap)], axis)
     }
+}
+
+/// The nearest whole numbers, halves away from zero.
+fn rounded(x: &Tensor) -> Tensor {
+    &floor(&x.abs().affine(1.0, 0.5)) * &sign(x)
 }
 
 /// f(x) with the gradient of x, for functions that are steps. Exact for rounding and for whole numbers: x and f(x) are so
 /// near each other, or so whole, that their difference has no rounding.
-fn straight_through(x: &Tensor, f: impl Fn(f32) -> f32) -> Tensor {
+fn straight_through(x: &Tensor, f: impl Fn(f32) -> f32, on_device: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    if x.gpu().is_some() {
+        return x + &autograd::no_grad(|| &on_device(&x.detach()) - &x.detach());
+    }
     let values = x.as_slice::<f32>();
     x + &Tensor::from_fn(x.shape(), |i| f(values[i]) - values[i])
 }
@@ -268,8 +279,11 @@ impl Model for Idf {
         let noise = (&u.ln() - &u.affine(-1.0, 1.0).ln()).affine(options.temperature, 0.0);
         let scale = pick(&all(&log_scales.clamp(LOWEST_LOG_SCALE, f64::MAX)), &chosen).exp();
         let value = &pick(&all(&means), &chosen) + &(&scale * &noise);
-        let whole =
-            straight_through(&value.affine(top / 2.0, top / 2.0), |v| v.round().clamp(0.0, top as f32));
+        let whole = straight_through(
+            &value.affine(top / 2.0, top / 2.0),
+            |v| v.round().clamp(0.0, top as f32),
+            |x| rounded(x).clamp(0.0, top),
+        );
         let Config { shape: [h, w, c], squeezes: s, .. } = self.config;
         Ok(autograd::no_grad(|| self.decode(&whole.reshape([n, h >> s, w >> s, c << (2 * s)]))))
     }

@@ -11,10 +11,10 @@
 //! **Far rows.** z₀ is held within ±10⁵, so that no row has a likelihood of −∞.
 
 use crate::autograd;
-use crate::bijections::{Bijection, Chain, LuLinear, Permutation};
+use crate::bijections::{Actnorm, BatchNorm, Bijection, Chain, LuLinear, Permutation};
 use crate::data::{Dataset, Transform};
 use crate::error::{Error, ErrorKind, Result};
-use crate::models::{Batch, Input, Kind, LogProb, Model, SampleOptions};
+use crate::models::{Batch, Input, Kind, LogProb, Model, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, Initial, Param, ParamStore};
 use crate::ops::normal_logp::normal_logp;
 use crate::random::Philox;
@@ -46,6 +46,28 @@ impl Mixing {
             Self::Reverse => vec![Box::new(Permutation::reverse(columns))],
             Self::Permutation => vec![random(init)],
             Self::Lu => vec![random(init), Box::new(LuLinear::new(&mut init.sub("linear"), columns))],
+        }
+    }
+}
+
+/// What keeps the columns well scaled between layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// Shift and scale that start from the first batch and are trained.
+    #[default]
+    Actnorm,
+    /// Batch normalisation; the model then offers [`Statistic::BatchNorm`].
+    BatchNorm,
+}
+
+impl Norm {
+    /// The bijection.
+    pub(super) fn build(self, init: &mut Init, columns: usize) -> Box<dyn Bijection> {
+        let mut init = init.sub("norm");
+        match self {
+            Self::Actnorm => Box::new(Actnorm::new(&mut init, columns)),
+            Self::BatchNorm => Box::new(BatchNorm::new(&mut init, columns)),
         }
     }
 }
@@ -144,8 +166,11 @@ impl Rows {
 
     /// log p(x) (B,) from the latents and the log-determinants of a flow on z₀, under the normal base.
     pub(super) fn nats(&self, z: &Tensor, logdet: &Tensor) -> Tensor {
-        let volume = self.scale.get().to_f64_vec().into_iter().map(f64::ln).sum::<f64>();
-        (&normal_logp(z) + logdet).affine(1.0, -volume)
+        let (nats, scale) = (&normal_logp(z) + logdet, self.scale.get());
+        if scale.gpu().is_some() {
+            return &nats - &scale.ln().sum_all();
+        }
+        nats.affine(1.0, -scale.to_f64_vec().into_iter().map(f64::ln).sum::<f64>())
     }
 
     /// `n` latents from the base.
@@ -164,14 +189,16 @@ pub(super) struct TableFlow {
     name: &'static str,
     config: serde_json::Value,
     params: ParamStore,
+    norm: Norm,
     rows: Rows,
     flow: Chain,
 }
 
 impl TableFlow {
-    /// With the bijections that `parts` builds.
+    /// With the bijections that `parts` builds, among them these `norm`s if any.
     pub(super) fn new(
         sizes: &Sizes,
+        norm: Norm,
         config: &impl Serialize,
         dtype: DType,
         rng: &mut Philox,
@@ -182,7 +209,7 @@ impl TableFlow {
         let rows = Rows::new(&mut init, sizes, dtype);
         let flow = Chain { parts: parts(&mut init) };
         let config = serde_json::to_value(config).expect("a configuration is plain data");
-        Self { name: sizes.model, config, params, rows, flow }
+        Self { name: sizes.model, config, params, norm, rows, flow }
     }
 }
 
@@ -205,7 +232,7 @@ impl Model for TableFlow {
     }
 
     fn objective(&self, batch: &Batch, rng: &mut Philox) -> Tensor {
-        let (z, logdet) = self.flow.forward(&self.rows.noisy(&batch.x, rng));
+        let (z, logdet) = self.flow.training(&self.rows.noisy(&batch.x, rng));
         -&self.rows.nats(&z, &logdet)
     }
 
@@ -219,5 +246,27 @@ impl Model for TableFlow {
     fn init_from(&self, train: &Dataset, batch: &Batch, rng: &mut Philox) {
         self.rows.fit(train);
         self.flow.init_from(&self.rows.start(&batch.x, rng));
+    }
+
+    fn statistics(&self) -> Option<&dyn Statistics> {
+        Some(self)
+    }
+}
+
+impl Statistics for TableFlow {
+    fn offered(&self) -> &'static [Statistic] {
+        match self.norm {
+            Norm::BatchNorm => &[Statistic::BatchNorm],
+            Norm::Actnorm => &[],
+        }
+    }
+
+    /// log p(x) with the statistics of this batch, which are not remembered.
+    fn compute(&self, which: Statistic, batch: &Batch, _rng: &mut Philox) -> Tensor {
+        assert!(self.offered().contains(&which), "{}: a statistic that it does not offer", self.name);
+        autograd::no_grad(|| {
+            let (z, logdet) = self.flow.training(&self.rows.standardised(&batch.x));
+            self.rows.nats(&z, &logdet)
+        })
     }
 }

@@ -69,6 +69,24 @@ impl Gaussians {
         Self { form, means: Param::buffer(means.clone()), whiten: Param::buffer(units(form, k, d)) }
     }
 
+    /// W in the shape of `form`: this one, or the full one.
+    ///
+    /// # Panics
+    /// When it is another.
+    pub(super) fn in_form(&self, form: Covariance) -> Tensor {
+        let ([k, d], w) = (self.means.get().dims(), self.whiten.get());
+        if form == self.form {
+            return w;
+        }
+        assert_eq!(form, Covariance::Full, "{:?} covariances in the form of {form:?} ones", self.form);
+        let from = w.as_slice::<f64>();
+        Tensor::from_fn(form.shape(k, d), |i| match self.form {
+            Covariance::Diagonal if i / d % d != i % d => 0.0,
+            Covariance::Diagonal => from[i / (d * d) * d + i % d],
+            _ => from[i % (d * d)],
+        })
+    }
+
     /// y − μ: (N, D) to (K, N, D).
     pub(super) fn centred(&self, y: &Tensor) -> Tensor {
         let ([n, d], means) = (y.dims(), self.means.get());

@@ -25,7 +25,7 @@ use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions, Stat
 use crate::nn::{Init, ParamStore};
 use crate::ops::shape::concat;
 use crate::ops::softmax::logsumexp;
-use crate::ops::unary::relu;
+use crate::ops::unary::{relu, step};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -368,11 +368,8 @@ impl Model for Hvae {
         let mut loss = down.log_likelihood.reshape([b]).affine(-1.0, -of.log_det);
         for kl in &down.kls {
             // A layer within its free bits has no gradient.
-            let used = kl.detach().mean_all().item();
-            loss = match used > free {
-                true => &loss + &kl.reshape([b]),
-                false => loss.affine(1.0, free),
-            };
+            let used = step(&kl.detach().mean_all().affine(1.0, -free));
+            loss = &loss + &(&(&kl.reshape([b]) * &used) + &used.affine(-free, free));
         }
         loss
     }

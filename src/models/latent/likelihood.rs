@@ -199,7 +199,7 @@ impl Observer {
         match self.likelihood {
             Likelihood::Bernoulli if self.levels == 2 => {
                 let p = params.affine(1.0 / temperature, 0.0).sigmoid().to_f64_vec();
-                let u = rng.uniform(&shape, DType::F64);
+                let u = rng.uniform(&shape, DType::F64).on_host();
                 let u = u.as_slice::<f64>();
                 Tensor::from_fn(shape, |i| u8::from(u[i] < p[i]))
             }
@@ -208,9 +208,9 @@ impl Observer {
                 Tensor::from_fn(shape, |i| (255.0 * p[i]).round() as u8)
             }
             Likelihood::Logistic => {
-                let params = self.mixture_params(params).cast(DType::F32);
+                let params = self.mixture_params(params).cast(DType::F32).on_host();
                 let (per, c) = (*params.shape().last().expect("pixels have parameters"), self.shape[2]);
-                let uniforms = rng.uniform_open([params.len() / per, 1 + c], DType::F64);
+                let uniforms = rng.uniform_open([params.len() / per, 1 + c], DType::F64).on_host();
                 let mut bytes = vec![0u8; params.len() / per * c];
                 let pixels = params.as_slice::<f32>().chunks_exact(per).zip(bytes.chunks_exact_mut(c));
                 for ((params, pixel), u) in pixels.zip(uniforms.as_slice::<f64>().chunks_exact(1 + c)) {

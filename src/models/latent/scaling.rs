@@ -1,7 +1,7 @@
 //! The standardisation of a table, learned from the training data and saved with the model.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{Init, Initial, Param};
+use crate::nn::{Init, Initial, Param, restored, standardised};
 use crate::tensor::{DType, Tensor};
 
 /// y = (x − shift) / scale per column; log p(x) = log p(y) − Σ ln scale.
@@ -62,15 +62,16 @@ impl Scaling {
         Ok(())
     }
 
-    /// y (..., D) of `dtype`, recorded if x is.
+    /// y (..., D) of `dtype`, unrecorded.
     pub(super) fn forward(&self, x: &Tensor, dtype: DType) -> Tensor {
-        let y = &(&x.cast(DType::F64) - &self.shift.get()) / &self.scale.get();
-        y.cast(dtype)
+        let [shift, scale] = [&self.shift, &self.scale].map(|p| p.get().to_f64_vec());
+        standardised(x, &shift, &scale, dtype)
     }
 
     /// x (..., D) f32 from y.
     pub(super) fn inverse(&self, y: &Tensor) -> Tensor {
-        (&(&y.cast(DType::F64) * &self.scale.get()) + &self.shift.get()).cast(DType::F32)
+        let [shift, scale] = [&self.shift, &self.scale].map(|p| p.get().to_f64_vec());
+        restored(y, &shift, &scale)
     }
 
     /// −Σ ln scale: what is added to the log density of one row.
