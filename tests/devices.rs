@@ -357,7 +357,7 @@ mod faults {
         }
         let fits = message.split("train.batch=").nth(1).expect("a batch that fits");
         let batch: usize = fits.split(' ').next().and_then(|n| n.parse().ok()).expect("a number");
-        assert!(batch >= 1 && batch < 16, "{message}");
+        assert!((1..16).contains(&batch), "{message}");
         // The checkpoint goes on from the second step with as much room, and the batch that was named.
         let saved = file::load(dir.path().join(checkpoint::MODEL)).expect("the checkpoint is whole");
         saved.model.to(Device::Emulated).expect("moves");

@@ -2,6 +2,7 @@
 
 use super::{Common, inputs, output};
 use crate::autograd;
+use crate::cpu::gemm::{self, Epilogue, Mat};
 use crate::cuda::{Device, Replay};
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::models::{Batch, MODELS, Model, SampleOptions, config};
@@ -102,6 +103,10 @@ struct Line {
     median_s: f64,
     min_s: f64,
     samples_per_s: f64,
+    /// Matrix products and convolutions of a call over its whole time, on the CPU.
+    gflops: Option<f64>,
+    /// A product of 1024 cubed in the same run.
+    gemm_gflops: Option<f64>,
 }
 
 /// Times and prints one line per workload.
@@ -131,8 +136,18 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             output::print(&(output::json(&line, false)? + "\n"))?;
         } else {
             output::print(&format!(
-                "{:18} {:9.1} samples/s  median {:.4} s  min {:.4} s  {} steps of {}  {} parameters\n",
-                line.name, line.samples_per_s, line.median_s, line.min_s, line.steps, line.batch, line.params
+                "{:18} {:9.1} samples/s  median {:.4} s  min {:.4} s  {} steps of {}  {} parameters{}\n",
+                line.name,
+                line.samples_per_s,
+                line.median_s,
+                line.min_s,
+                line.steps,
+                line.batch,
+                line.params,
+                match (line.gflops, line.gemm_gflops) {
+                    (Some(all), Some(one)) => format!("  {all:.0} of {one:.0} GFLOP/s"),
+                    _ => String::new(),
+                }
             ))?;
         }
     }
@@ -188,6 +203,9 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
     for _ in 0..WARM_UP {
         step()?;
     }
+    let cpu = device == Device::Cpu;
+    let gemm_gflops = cpu.then(product_rate);
+    let flops = gemm::flops();
     let (mut times, end) = (Vec::new(), Instant::now() + Duration::from_secs_f64(args.seconds));
     while times.len() < 3 || Instant::now() < end {
         let start = Instant::now();
@@ -195,6 +213,7 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
         times.push(start.elapsed().as_secs_f64());
     }
     drop(step);
+    let flops = (gemm::flops() - flops) as f64 / times.len() as f64;
     times.sort_by(f64::total_cmp);
     let median_s = times[times.len() / 2];
     Ok(Line {
@@ -210,7 +229,22 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
         median_s,
         min_s: times[0],
         samples_per_s: batch as f64 / median_s,
+        gflops: cpu.then_some(flops / median_s / 1e9),
+        gemm_gflops,
     })
+}
+
+/// GFLOP/s of a matrix product that fills the machine: the best of ten.
+fn product_rate() -> f64 {
+    const N: usize = 1024;
+    let (a, b, mut c) = (vec![0.5f32; N * N], vec![0.25f32; N * N], vec![0.0f32; N * N]);
+    let mut time = || {
+        let start = Instant::now();
+        gemm::gemm(N, N, N, Mat::new(&a, N), Mat::new(&b, N), &mut c, N, &Epilogue::default());
+        start.elapsed().as_secs_f64()
+    };
+    let best = (0..10).map(|_| time()).fold(f64::INFINITY, f64::min);
+    2.0 * (N * N * N) as f64 / best / 1e9
 }
 
 fn synthetic(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {

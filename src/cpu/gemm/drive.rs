@@ -11,6 +11,15 @@ use crate::cpu::buffer::Buffer;
 use crate::cpu::par::{Shared, each};
 use crate::cpu::simd::Isa;
 use crate::tensor::Float;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Multiplications and additions of all products so far.
+static FLOPS: AtomicU64 = AtomicU64::new(0);
+
+/// Floating-point operations of all matrix products (and so convolutions) on the CPU since the program began.
+pub fn flops() -> u64 {
+    FLOPS.load(Ordering::Relaxed)
+}
 
 /// Multiply-adds below which a product stays on its thread.
 const SERIAL: usize = 1 << 19;
@@ -140,6 +149,9 @@ impl<'a, W: Word> Product<'a, W> {
         let (word, acc) = (size_of::<W>(), size_of::<W::Acc>());
         let mut buffer = None;
         let simple = matches!(out.act, Act::None | Act::Relu);
+        let words: usize = rights.iter().map(|right| right.kc).sum();
+        let columns = rights[0].columns(&panels, self.n);
+        FLOPS.fetch_add(2 * (W::NUMBERS * words * rows * columns) as u64, Ordering::Relaxed);
         for (kb, right) in rights.iter().enumerate() {
             let a = left(&self.a, (r0, rows), (right.k0, right.kc), rights.len() == 1, &mut buffer);
             let last = kb + 1 == rights.len();

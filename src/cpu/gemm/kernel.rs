@@ -88,6 +88,8 @@ pub(crate) struct Kernels {
 pub(crate) trait Word: bytemuck::Pod + Send + Sync {
     /// The type of C.
     type Acc: Float;
+    /// Numbers in a word.
+    const NUMBERS: usize = 1;
     /// The kernels for `isa`.
     fn kernels(isa: Isa) -> &'static Kernels;
 }

@@ -19,6 +19,7 @@ mod portable;
 mod tests;
 
 pub(crate) use crate::cpu::par::{Shared, each};
+pub use drive::flops;
 pub(crate) use drive::{Out, Product};
 pub(crate) use kernel::Word;
 pub use pack::Mat;
@@ -107,6 +108,7 @@ impl<T: Float> Word for T {
 #[cfg(target_arch = "x86_64")]
 impl Word for pack::Pair {
     type Acc = f32;
+    const NUMBERS: usize = 2;
     fn kernels(_: Isa) -> &'static Kernels {
         &avx512::KERNELS_BF16
     }

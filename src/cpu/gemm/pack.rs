@@ -6,6 +6,7 @@ use crate::cpu::par::Shared;
 use crate::cpu::simd::vectorize;
 use crate::tensor::{Elem, Plain};
 use half::bf16;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A matrix of words that can copy its blocks; convolution patches are one without ever being stored.
@@ -292,6 +293,12 @@ impl<'a, W: Word> Right<'a, W> {
     /// Panels of this block.
     pub(crate) fn panels(&self) -> usize {
         panels(self.vectors)
+    }
+
+    /// How many of n columns lie in `panels`.
+    pub(super) fn columns(&self, panels: &Range<usize>, n: usize) -> usize {
+        let start = |i: usize| if i < self.panels() { panel(self.vectors, i).0 * self.lanes } else { n };
+        start(panels.end) - start(panels.start)
     }
 
     /// Panel `i`: its first column, vectors, words and the words from one step of k to the next.
