@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Whether the machine code has tensor-core instructions where a kernel file says so (a line with "SASS: NAME" in its head
-# comment). Reads the fatbins of the last `cargo build --features cuda`; needs CUDA_HOME with cuobjdump and nvdisasm.
+# Whether the machine code has tensor-core instructions where a kernel file says so: a line with "SASS: NAME" in its head
+# comment, for every half-width kernel of the file, or "SASS: NAME in KERNEL, KERNEL" for these. Reads the fatbins of the last `cargo build --features cuda`; needs CUDA_HOME with cuobjdump and nvdisasm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${CUDA_HOME:?set CUDA_HOME, for example to the output of ci/install-nvcc.sh}"
@@ -9,19 +9,19 @@ checked=0
 for source in kernels/*.cu; do
   wanted=$(sed -n 's/^\/\/.*SASS: \([A-Z0-9]*\).*/\1/p' "$source" | head -1)
   [ -n "$wanted" ] || continue
+  kernels=$(sed -n 's/^\/\/.*SASS: [A-Z0-9]* in \([a-z_, ]*\).*/\1/p' "$source" | head -1 | tr -d ' ' | tr ',' '|')
   name=$(basename "$source" .cu)
   fatbin=$(ls -t target/release/build/surprisal-*/out/"$name".fatbin 2>/dev/null | head -1 || true)
   [ -n "$fatbin" ] || { echo "$name.fatbin was not built: cargo build --release --features cuda"; exit 1; }
   for arch in sm_80 sm_90a; do
     sass=$(cuobjdump -sass -arch "$arch" "$fatbin")
-    # Every bf16 and f16 kernel of the file.
-    missing=$(awk -v wanted="$wanted" '
-      /Function :/ { if (name ~ /_b?f16$/ && !found) print name; name = $3; found = 0 }
+    missing=$(awk -v wanted="$wanted" -v kernels="^(${kernels:-.*})_b?f16$" '
+      /Function :/ { if (name ~ kernels && !found) print name; name = $3; found = 0 }
       index($0, wanted) { found = 1 }
-      END { if (name ~ /_b?f16$/ && !found) print name }' <<<"$sass")
+      END { if (name ~ kernels && !found) print name }' <<<"$sass")
     [ -z "$missing" ] || { echo "$name ($arch): no $wanted in" $missing; exit 1; }
   done
-  echo "$name: $wanted in every half-width kernel, sm_80 and sm_90a"
+  echo "$name: $wanted in ${kernels:-every half-width kernel}, sm_80 and sm_90a"
   checked=$((checked + 1))
 done
 [ "$checked" -gt 0 ] || { echo "no kernel file asks for an instruction"; exit 1; }

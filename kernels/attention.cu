@@ -6,8 +6,8 @@
 //
 // Per head of E numbers: 2 T^2 E flops forward, 7 T^2 E backward (5 and the scores twice more), T^2 / 2 exponentials each;
 // 4 T E numbers forward, 9 T E backward, and every tile of the other side again, from L2: about T / 128 times T E
-// numbers. Bytes: those, at e each. Bound: tensor cores for bf16 and f16 (SASS: HMMA), FMA for f32; for short sequences,
-// memory.
+// numbers. Bytes: those, at e each. Bound: tensor cores for bf16 and f16, FMA for f32; for short sequences, memory.
+// SASS: HMMA in attention_forward, attention_queries, attention_keys
 #include "tile.cuh"
 
 namespace {

@@ -10,6 +10,7 @@
 // read from L1 and L2. bf16 and f16 on the tensor cores, f32 on the FMA units. Bound, 3 x 3 kind B at C = 32 in bf16:
 // 80 flops per byte, memory on an H100 (ridge about 300), so mma.sync suffices and wgmma would not help; from C of
 // about 128 on the tensor cores; f32 is bound by the FMA units from C of 8 on.
+// SASS: HMMA in masked_conv_forward, masked_conv_input_grad, masked_conv_weight_grad
 //
 // `masked_conv_act_grad_*` passes the gradient through the activation and sums the bias gradient, in one pass of 3 e
 // bytes per element. The weight gradient is summed over `splits` ranges of pixels and added in order by `masked_conv_finish_*`.

@@ -1,12 +1,12 @@
 //! Monotone functions of single numbers with parameters from a network, and the two ways of asking it: of the features
 //! before (autoregressive) or of the other half (coupling).
 
-use super::mixture_cdf::{self, Mixture};
 use super::{Bijection, BijectionInfo};
 use crate::cpu::gemm::Act;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Init, Initial, MaskedMlp, Mlp, Param};
 use crate::ops::coupling::{Coupling, coupling, inverse as coupling_inverse, kept_half};
+use crate::ops::mixture_cdf::{self, Mixture};
 use crate::ops::rq_spline::{self, Spline};
 use crate::ops::shape;
 use crate::tensor::Tensor;

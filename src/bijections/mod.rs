@@ -12,10 +12,10 @@ mod elementwise;
 mod flow_step;
 mod layers;
 mod linear;
-mod mixture_cdf;
 mod residual;
 mod reversible;
 
+pub use crate::ops::mixture_cdf::Mixture;
 pub use batch_norm::BatchNorm;
 pub use continuous::Continuous;
 pub use conv_coupled::ConvCoupled;
@@ -23,7 +23,6 @@ pub use elementwise::{Autoregressive, Coupled, Elementwise};
 pub use flow_step::{FlowStep, Mixing};
 pub use layers::{Actnorm, AffineCoupling, DenseConv, PluConv, Squeeze};
 pub use linear::{Inverse, Logit, LuLinear, Permutation};
-pub use mixture_cdf::Mixture;
 pub use residual::Residual;
 pub use reversible::{Memory, reversible};
 

@@ -56,7 +56,22 @@ impl Arg for Output {
 /// A tensor that may be missing: the kernel sees a null pointer. The dtype is what it would have had.
 pub(crate) struct Optional<'a>(pub(crate) Option<&'a Tensor>, pub(crate) DType);
 
+/// Memory that a kernel writes if it is there: it sees a null pointer else.
+pub(crate) struct Wanted<'a>(pub(crate) Option<&'a Output>, pub(crate) DType);
+
 static NULL: u64 = 0;
+
+impl Arg for Wanted<'_> {
+    fn address(&self) -> *const c_void {
+        self.0.map_or((&raw const NULL).cast(), Arg::address)
+    }
+    fn kind(&self) -> String {
+        format!("{}*", element(self.1))
+    }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(if self.0.is_some() { &[1] } else { &[0] })
+    }
+}
 
 impl Arg for Optional<'_> {
     fn address(&self) -> *const c_void {

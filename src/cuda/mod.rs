@@ -28,7 +28,7 @@ mod replay;
 mod staging;
 
 pub(crate) use handle::{Gpu, Held};
-pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Words};
+pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Wanted, Words};
 pub(crate) use replay::parameter_moved;
 pub use replay::{Replay, Work, kernels_of, replays, without_replay};
 

@@ -5,9 +5,10 @@
 //! 0.9 size^(−1/order) times as long, between a fifth and ten times (Hairer, Nørsett & Wanner 1993, II.4).
 //! Recorded inputs make a recorded solution: the gradient is that of the accepted steps, their lengths held fixed.
 
-use super::{Tableau, weighted};
+use super::Tableau;
 use crate::error::{Error, ErrorKind, Result};
-use crate::tensor::{Tensor, with_float};
+use crate::ops::runge_kutta;
+use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// A right-hand side: dx/dt for every tensor of the state at time t.
@@ -206,7 +207,12 @@ impl Run<'_> {
     /// x + h Σ weights_i k_i for every tensor of the state.
     fn combined(&self, weights: &[f64], h: f64, ks: &[Vec<Tensor>]) -> Vec<Tensor> {
         let of = |i: usize| ks.iter().map(|k| k[i].clone()).collect::<Vec<_>>();
-        self.solution.state.iter().enumerate().map(|(i, x)| weighted(x, weights, h, &of(i))).collect()
+        self.solution
+            .state
+            .iter()
+            .enumerate()
+            .map(|(i, x)| runge_kutta::stage(x, weights, h, &of(i)))
+            .collect()
     }
 
     fn stages(&mut self, h: f64) -> Step {
@@ -292,7 +298,10 @@ impl Run<'_> {
         let x = self.solution.state.clone();
         let slope = self.evaluate(self.t, &x);
         self.first = Some(slope.clone());
-        let scaled = |e: &[Tensor]| rms(&e[..control.controlled], &x, &x, control);
+        let scaled = |e: &[Tensor]| {
+            let slopes: Vec<Vec<Tensor>> = e[..control.controlled].iter().map(|e| vec![e.detach()]).collect();
+            rms(&[1.0], 1.0, &slopes, &x, &x, control)
+        };
         let (d0, d1) = (scaled(&x), scaled(&slope));
         let h0 = if d0 < 1e-5 || d1 < 1e-5 { 1e-6 } else { 0.01 * d0 / d1 };
         let h0 = if h0.is_finite() { h0.min(length) } else { 1e-6 * length };
@@ -308,30 +317,20 @@ impl Run<'_> {
     }
 
     fn size(&self, weights: &[f64], h: f64, step: &Step, control: Control) -> f64 {
-        let error: Vec<Tensor> = (0..control.controlled)
-            .map(|i| {
-                let ks: Vec<Tensor> = step.ks.iter().map(|k| k[i].detach()).collect();
-                weighted(&Tensor::zeros(ks[0].shape(), ks[0].dtype()), weights, h, &ks)
-            })
-            .collect();
-        rms(&error, &self.solution.state, &step.state, control)
+        let detached = |i: usize| step.ks.iter().map(|k| k[i].detach()).collect();
+        let slopes: Vec<Vec<Tensor>> = (0..control.controlled).map(detached).collect();
+        rms(weights, h, &slopes, &self.solution.state, &step.state, control)
     }
 }
 
-/// The root mean square of e / (atol + rtol max(|a|, |b|)) over all elements; NaN where one is not finite.
-fn rms(e: &[Tensor], a: &[Tensor], b: &[Tensor], control: Control) -> f64 {
-    use crate::tensor::Plain;
+/// The root mean square of e / (atol + rtol max(|a|, |b|)) over all elements, e = h Σ weights_j slopes_j of each tensor; not
+/// finite where one is not.
+fn rms(weights: &[f64], h: f64, slopes: &[Vec<Tensor>], a: &[Tensor], b: &[Tensor], control: Control) -> f64 {
     let (mut sum, mut n) = (0.0, 0);
-    for ((e, a), b) in e.iter().zip(a).zip(b) {
-        let (e, a, b) = (e.on_host(), a.on_host(), b.on_host());
-        with_float!(e.dtype(), T => {
-            let (e, a, b) = (e.as_slice::<T>(), a.as_slice::<T>(), b.as_slice::<T>());
-            for ((e, a), b) in e.iter().zip(a).zip(b) {
-                let scale = control.atol + control.rtol * a.to_f64().abs().max(b.to_f64().abs());
-                sum += (e.to_f64() / scale).powi(2);
-            }
-        });
-        n += e.len();
+    for ((ks, a), b) in slopes.iter().zip(a).zip(b) {
+        let (a, b) = (a.detach(), b.detach());
+        sum += runge_kutta::error(&a, &b, weights, h, ks, [control.atol, control.rtol]).item();
+        n += a.len();
     }
     (sum / n.max(1) as f64).sqrt()
 }

@@ -26,13 +26,17 @@ pub mod masked_conv;
 pub mod masked_linear;
 pub mod matmul;
 mod methods;
+pub mod metropolis;
+pub mod mixture_cdf;
 pub mod norm;
 pub mod normal_logp;
 pub mod ode_steps;
 pub mod ode_trace;
 pub mod reduce;
+pub mod replay_buffer;
 pub mod rotary;
 pub mod rq_spline;
+pub mod runge_kutta;
 pub mod shape;
 pub mod softmax;
 pub mod squeeze;
@@ -135,11 +139,15 @@ pub static OPS: &[&OpInfo] = &[
     &normal_logp::OP,
     &ode_trace::OP,
     &ode_steps::OP,
+    &runge_kutta::OP,
     &langevin::OP,
+    &metropolis::OP,
+    &replay_buffer::OP,
     &actnorm::OP,
     &invertible_conv::OP,
     &coupling::OP,
     &rq_spline::OP,
+    &mixture_cdf::OP,
     &norm::OP,
     &rotary::OP,
     &attention::OP,

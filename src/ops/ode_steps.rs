@@ -11,14 +11,14 @@
 //! It keeps 4 (D + Σ H_l + Σ_{l>1} H_l) bytes per row and evaluation at f32.
 
 use super::ode_trace::{Field, Launch, Probe, Sums, case_flops, case_inputs, tile_of, widened};
-use super::{Case, OpInfo, cast, ode_trace, unary};
+use super::{Case, OpInfo, cast, ode_trace, runge_kutta, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::field::{Net, Products, ROWS, Scratch, Smooth};
 use crate::cpu::gemm::Word;
 use crate::cpu::{par, simd};
-use crate::cuda::{self, Kernels, Struct};
+use crate::cuda::{self, Kernels, Output, Struct, Wanted};
 use crate::ode::{self, Tableau};
-use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -28,7 +28,11 @@ pub const OP: OpInfo = OpInfo {
     cases,
 };
 
-const KERNELS: Kernels = Kernels::new("ode_steps", ["ode_steps_f32", "ode_steps_bf16", "ode_steps_f16"]);
+const FORWARD: Kernels = Kernels::new("ode_steps", ["ode_steps_f32", "ode_steps_bf16", "ode_steps_f16"]);
+const BACKWARD: Kernels = Kernels::new(
+    "ode_steps",
+    ["ode_steps_backward_f32", "ode_steps_backward_bf16", "ode_steps_backward_f16"],
+);
 /// Stages of the largest method that kernels/ode_steps.cu takes.
 const MOST_STAGES: usize = 7;
 
@@ -79,12 +83,7 @@ pub fn ode_steps(x: &Tensor, field: &Field, probe: &Probe, steps: Steps) -> (Ten
     if let Some(gpu) = cuda::on("ode_steps", &[x, &probe.v, &probe.p]) {
         let stages = steps.stages();
         return match Launch::new(gpu, x, field, probe, stages).filter(|_| stages <= MOST_STAGES) {
-            Some(launch) => {
-                let params = field.layers.iter().map(|(w, b)| w.len() + b.len()).sum::<usize>();
-                let bytes = (params + probe.mix.as_ref().map_or(0, Tensor::len)) * x.dtype().size();
-                let hold = bytes <= launch.left();
-                launch.run(&KERNELS, &Struct(Plan::new(steps, hold)), if hold { bytes } else { 0 })
-            }
+            Some(launch) => launched(launch, steps),
             None => composite(x, field, probe, steps),
         };
     }
@@ -145,6 +144,19 @@ pub fn ode_steps(x: &Tensor, field: &Field, probe: &Probe, steps: Steps) -> (Ten
         })
     });
     (y, total)
+}
+
+/// On a device, with its gradients; the inputs of all stages are kept for them.
+fn launched(launch: Launch, steps: Steps) -> (Tensor, Tensor) {
+    let (held, saved) = (launch.held(), launch.room(steps.evaluations()));
+    let plan = Struct(Plan::new(steps, held.is_some()));
+    let room = Wanted(saved.as_ref(), DType::F32);
+    let found = launch.run(&FORWARD, &[&room], &plan, held.unwrap_or(0));
+    let saved = saved.map(Output::finish);
+    launch.record("ode_steps", found, move |launch, grads| {
+        let saved = saved.as_ref().expect("kept where something is recorded");
+        launch.backward(&BACKWARD, grads, saved, &plan)
+    })
 }
 
 /// As `Plan` in kernels/ode_steps.cu.
@@ -269,13 +281,13 @@ pub fn composite(x: &Tensor, field: &Field, probe: &Probe, steps: Steps) -> (Ten
     for step in 0..steps.count {
         let (mut ks, mut traces) = (Vec::new(), Vec::new());
         for i in 0..steps.stages() {
-            let x = ode::weighted(&y, steps.tableau.row(i), h, &ks);
+            let x = runge_kutta::composite_stage(&y, steps.tableau.row(i), h, &ks);
             let (k, trace) = ode_trace::composite(steps.time(step, i), &x, field, probe);
             ks.push(k);
             traces.push(trace);
         }
-        y = ode::weighted(&y, steps.tableau.b, h, &ks);
-        total = ode::weighted(&total, steps.tableau.b, h, &traces);
+        y = runge_kutta::composite_stage(&y, steps.tableau.b, h, &ks);
+        total = runge_kutta::composite_stage(&total, steps.tableau.b, h, &traces);
     }
     (y, total)
 }

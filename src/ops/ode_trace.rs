@@ -15,14 +15,17 @@
 //! Forward 2 B (Σ H_{l−1} H_l + tangent) flops. Backward keeps h_l and v_l and is derived by hand: with
 //! s = φ', da = s ⊙ dh + φ'' ⊙ v ⊙ du, dv = s ⊙ du. All layers run on tiles of 64 rows that stay in cache.
 
+mod device;
+
 use super::{Case, OpInfo, binary, cast, matmul, normal, shape, unary};
 use crate::autograd::{self, Recipe, record};
 pub use crate::cpu::field::Smooth;
 use crate::cpu::field::{Net, Products, ROWS, Scratch};
 use crate::cpu::gemm::Word;
 use crate::cpu::par;
-use crate::cuda::{self, Arg, Gpu, Grid, Kernels, Optional, Struct};
+use crate::cuda::{self, Kernels};
 use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
+pub(super) use device::Launch;
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -32,7 +35,11 @@ pub const OP: OpInfo = OpInfo {
     cases,
 };
 
-const KERNELS: Kernels = Kernels::new("ode_trace", ["ode_trace_f32", "ode_trace_bf16", "ode_trace_f16"]);
+const FORWARD: Kernels = Kernels::new("ode_trace", ["ode_trace_f32", "ode_trace_bf16", "ode_trace_f16"]);
+const BACKWARD: Kernels = Kernels::new(
+    "ode_trace",
+    ["ode_trace_backward_f32", "ode_trace_backward_bf16", "ode_trace_backward_f16"],
+);
 
 /// The parameters of a field.
 #[derive(Clone)]
@@ -214,7 +221,7 @@ pub fn ode_trace(t: f64, x: &Tensor, field: &Field, probe: &Probe) -> (Tensor, T
     }
     if let Some(gpu) = cuda::on("ode_trace", &[x, &probe.v, &probe.p]) {
         return match Launch::new(gpu, x, field, probe, 0) {
-            Some(launch) => launch.run(&KERNELS, &(t as f32), 0),
+            Some(launch) => launched(launch, t as f32),
             None => composite(t, x, field, probe),
         };
     }
@@ -277,81 +284,10 @@ pub fn ode_trace(t: f64, x: &Tensor, field: &Field, probe: &Probe) -> (Tensor, T
     (f, trace)
 }
 
-/// As `FieldSizes` in kernels/field.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Sizes {
-    rows: i32,
-    dims: i32,
-    hidden: i32,
-    widths: [i32; 3],
-    softplus: i32,
-    pitch: i32,
-}
-
-/// A field's evaluation on a device, for the kernels over kernels/field.cuh.
-pub(super) struct Launch<'a> {
-    gpu: Gpu,
-    x: &'a Tensor,
-    field: &'a Field,
-    probe: &'a Probe,
-    sizes: Sizes,
-    /// Bytes of shared memory for the rows of a block.
-    shared: usize,
-}
-
-impl<'a> Launch<'a> {
-    /// Shared memory that every device has, some of it left to the kernels' own.
-    pub(super) const SHARED: usize = 160 << 10;
-
-    /// With room for `stages` results; `None` where something is recorded (the kernels keep nothing for a backward
-    /// pass), for more than three hidden layers, and for layers too wide for shared memory.
-    pub(super) fn new(
-        gpu: Gpu,
-        x: &'a Tensor,
-        field: &'a Field,
-        probe: &'a Probe,
-        stages: usize,
-    ) -> Option<Self> {
-        let inputs = field.inputs(x, probe);
-        let refs: Vec<&Tensor> = inputs.iter().collect();
-        let ([b, d], hidden) = (x.dims(), field.layers.len() - 1);
-        if hidden > 3 || autograd::is_recording(&refs) {
-            return None;
-        }
-        let mut widths = [0; 3];
-        widths.iter_mut().zip(&field.layers[..hidden]).for_each(|(w, (_, b))| *w = b.len() as i32);
-        let widest = widths.into_iter().fold(d as i32, i32::max);
-        let pitch = (widest as usize).next_multiple_of(4);
-        let shared = 4 * 8 * pitch * (6 + stages);
-        let softplus = i32::from(matches!(field.act, Smooth::Softplus));
-        let [rows, dims, hidden, pitch] = [b, d, hidden, pitch].map(|n| n as i32);
-        let sizes = Sizes { rows, dims, hidden, widths, softplus, pitch };
-        (shared <= Self::SHARED).then_some(Self { gpu, x, field, probe, sizes, shared })
-    }
-
-    /// Bytes of shared memory that are left.
-    pub(super) fn left(&self) -> usize {
-        Self::SHARED - self.shared
-    }
-
-    /// (B, D) and (B,) of `kernels`, which take `how` before the sizes, with `extra` more bytes of shared memory.
-    pub(super) fn run(&self, kernels: &Kernels, how: &dyn Arg, extra: usize) -> (Tensor, Tensor) {
-        let ([b, d], dtype) = (self.x.dims(), self.x.dtype());
-        let (f, nats) = (self.gpu.empty([b, d], dtype), self.gpu.empty([b], dtype));
-        let params = (0..4).flat_map(|l| {
-            let layer = self.field.layers.get(l);
-            [Optional(layer.map(|l| &l.0), dtype), Optional(layer.map(|l| &l.1), dtype)]
-        });
-        let params: Vec<Optional> = params.chain([Optional(self.probe.mix.as_ref(), dtype)]).collect();
-        let sizes = Struct(self.sizes);
-        let mut args: Vec<&dyn Arg> = vec![&f, &nats, self.x, &self.probe.v, &self.probe.p];
-        args.extend(params.iter().map(|p| p as &dyn Arg));
-        args.extend([how, &sizes]);
-        let grid = Grid { shared: (self.shared + extra) as u32, ..Grid::new(b.div_ceil(8), 128) };
-        self.gpu.launch(kernels.of(dtype), grid, &args);
-        (f.finish(), nats.finish())
-    }
+/// On a device, with its gradients; nothing is kept but the inputs.
+fn launched(launch: Launch, t: f32) -> (Tensor, Tensor) {
+    let found = launch.run(&FORWARD, &[], &t, 0);
+    launch.record("ode_trace", found, move |launch, grads| launch.backward(&BACKWARD, grads, launch.x(), &t))
 }
 
 /// The bf16 and f16 types calculate in f32, recorded.

@@ -7,7 +7,7 @@
 //! β follows a sigmoid (Wu et al. 2017), ε the acceptance of the transitions before (aim 0.65).
 
 use super::Potential;
-use super::hmc::{Chains, transition};
+use super::hmc::{at, transition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
@@ -113,7 +113,7 @@ pub fn anneal(
             // Nothing is weighed after the last temperature.
             break;
         }
-        let mut state = Chains::new(&mixed, x);
+        let mut state = at(&mixed, x);
         let mean = transition(&mixed, &mut state, epsilon, leapfrog, base.range(), rng);
         accepted += mean;
         epsilon *= if mean > 0.65 { 1.05 } else { 0.95 };

@@ -3,8 +3,9 @@
 use super::{Diagnosis, Potential, diagnose};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::langevin::{Langevin, langevin};
+use crate::ops::metropolis::{self, Place};
 use crate::random::Philox;
-use crate::tensor::{Elem, NewTensor, Plain, Tensor, with_arithmetic};
+use crate::tensor::Tensor;
 
 /// How chains move.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,19 +60,10 @@ pub struct Samples {
     pub diagnosis: Vec<Diagnosis>,
 }
 
-/// The present place of all chains.
-#[derive(Clone)]
-pub(super) struct Chains {
-    pub x: Tensor,
-    pub u: Tensor,
-    pub gradient: Tensor,
-}
-
-impl Chains {
-    pub(super) fn new(potential: Potential, x: Tensor) -> Self {
-        let (u, gradient) = potential(&x);
-        Self { x, u, gradient }
-    }
+/// The place of all chains that are at x.
+pub(super) fn at(potential: Potential, x: Tensor) -> Place {
+    let (u, gradient) = potential(&x);
+    Place { x, u, gradient }
 }
 
 /// Runs the rows of `start` (C, ...) as chains of p(x) ∝ e^{−U(x)}.
@@ -85,7 +77,7 @@ pub fn sample(
     run: Run,
     rng: &mut Philox,
 ) -> Result<Samples> {
-    let mut chains = Chains::new(potential, start.detach());
+    let mut chains = at(potential, start.detach());
     finite(&chains.u, "at the start")?;
     let (mut draws, mut accepted) = (Vec::with_capacity(run.draws), 0.0);
     let (step, leapfrog) = match method {
@@ -97,7 +89,7 @@ pub fn sample(
         let warm = n < run.warmup;
         if let Method::Langevin { step } = method {
             let how = Langevin { range: run.range, ..Langevin::unadjusted(step) };
-            chains = Chains::new(potential, langevin(&chains.x, &chains.gradient, how, rng));
+            chains = at(potential, langevin(&chains.x, &chains.gradient, how, rng));
             finite(&chains.u, "after a step of unadjusted Langevin, which a smaller step may mend")?;
             accepted += f64::from(u8::from(!warm));
         } else {
@@ -132,80 +124,22 @@ fn finite(u: &Tensor, when: &str) -> Result<()> {
 /// One trajectory of every chain, accepted or not; returns the mean probability of acceptance.
 pub(super) fn transition(
     potential: Potential,
-    chains: &mut Chains,
+    chains: &mut Place,
     epsilon: f64,
     leapfrog: usize,
     range: [f64; 2],
     rng: &mut Philox,
 ) -> f64 {
-    let c = chains.x.shape()[0];
     let start = rng.normal(chains.x.shape(), chains.x.dtype());
-    let mut p = start.clone();
-    let mut next = chains.clone();
+    let (mut p, mut next) = (start.clone(), chains.clone());
     for _ in 0..leapfrog {
-        p = &p + &next.gradient.affine(-0.5 * epsilon, 0.0);
-        let x = &next.x + &p.affine(epsilon, 0.0);
-        let (x, turned) = reflected(&x, &p, range);
-        p = turned;
-        next = Chains::new(potential, x);
-        p = &p + &next.gradient.affine(-0.5 * epsilon, 0.0);
+        let [x, half] = metropolis::leapfrog(&next.x, &p, &next.gradient, epsilon, range);
+        next = at(potential, x);
+        p = &half + &next.gradient.affine(-0.5 * epsilon, 0.0);
     }
-    let energy = |u: &Tensor, p: &Tensor| {
-        let kinetic = p.square().sum_examples().to_f64_vec();
-        u.to_f64_vec().into_iter().zip(kinetic).map(|(u, k)| u + 0.5 * k).collect::<Vec<f64>>()
-    };
-    let (before, after) = (energy(&chains.u, &start), energy(&next.u, &p));
-    let probability = |(a, b): (&f64, &f64)| if b.is_finite() { (a - b).min(0.0).exp() } else { 0.0 };
-    let odds: Vec<f64> = before.iter().zip(&after).map(probability).collect();
-    let mut uniform = vec![0.0f64; c];
-    rng.fill_open(&mut uniform);
-    let accept: Vec<bool> = uniform.iter().zip(&odds).map(|(u, p)| u < p).collect();
-    let pick = |new: &Tensor, old: &Tensor| rows(&accept, new, old);
-    *chains = Chains {
-        x: pick(&next.x, &chains.x),
-        u: pick(&next.u, &chains.u),
-        gradient: pick(&next.gradient, &chains.gradient),
-    };
-    odds.iter().sum::<f64>() / c.max(1) as f64
-}
-
-/// Row i of `a` where `choose[i]`, else of `b`.
-fn rows(choose: &[bool], a: &Tensor, b: &Tensor) -> Tensor {
-    with_arithmetic!(a.dtype(), T => {
-        let mut out = NewTensor::<T>::new(a.shape());
-        let n = a.len() / choose.len().max(1);
-        let (place, a, b) = (a, a.on_host(), b.on_host());
-        let (a, b) = (a.as_slice::<T>(), b.as_slice::<T>());
-        for (i, out) in out.as_mut().chunks_mut(n.max(1)).enumerate() {
-            out.copy_from_slice(&if choose[i] { a } else { b }[i * n..][..n]);
-        }
-        out.finish().beside(place)
-    })
-}
-
-/// x folded back into the range as often as needed, and the momentum turned as often.
-fn reflected(x: &Tensor, p: &Tensor, [low, high]: [f64; 2]) -> (Tensor, Tensor) {
-    if !low.is_finite() && !high.is_finite() {
-        return (x.clone(), p.clone());
-    }
-    with_arithmetic!(x.dtype(), T => {
-        let (place, mut x, mut p) = (x, x.on_host(), p.on_host());
-        for (x, p) in x.make_mut::<T>().iter_mut().zip(p.make_mut::<T>()) {
-            let mut at = Plain::to_f64(*x);
-            let mut turned = false;
-            // A trajectory that left the range a hundred times over has diverged and will be refused.
-            for _ in 0..100 {
-                let wall = if at < low { low } else if at > high { high } else { break };
-                at = 2.0 * wall - at;
-                turned = !turned;
-            }
-            *x = <T as Plain>::from_f64(at.clamp(low, high));
-            if turned {
-                *p = -p.load();
-            }
-        }
-        (x.beside(place), p.beside(place))
-    })
+    let (place, odds) = metropolis::metropolis(chains, &next, &start, &p, rng);
+    *chains = place;
+    odds.to_f64_vec().iter().sum::<f64>() / odds.len().max(1) as f64
 }
 
 /// Dual averaging of the logarithm of ε.

@@ -59,11 +59,11 @@ impl<E: Elem> Grid<E> {
 pub(super) struct PointConv<E> {
     /// Offsets (rows, columns) of the taps that the mask keeps.
     pub(super) taps: Vec<[isize; 2]>,
-    inputs: usize,
+    pub(super) inputs: usize,
     /// Output channels of each colour.
-    outputs: usize,
+    pub(super) outputs: usize,
     /// Per colour (taps · inputs, outputs) and (outputs).
-    weights: Vec<(Vec<E>, Vec<E>)>,
+    pub(super) weights: Vec<(Vec<E>, Vec<E>)>,
 }
 
 impl<E: Elem> PointConv<E> {

@@ -7,3 +7,4 @@ pub mod pixelcnn;
 pub mod pixelcnn_pp;
 mod sequence;
 pub mod transformer;
+mod walk;

@@ -11,6 +11,7 @@
 //! to [−1, 1]. The likelihood is exact: log p(x) of the bytes, pixel by pixel.
 
 use super::incremental::{Grid, PointConv, in_groups, padded, pick};
+use super::walk::{Walk, Wiring};
 use crate::cpu::gemm::Act;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
@@ -234,16 +235,19 @@ impl Model for PixelCnn {
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         let Config { shape: [h, w, c], classes, .. } = self.config;
         options.check("pixelcnn", classes)?;
-        let bytes = self.store.on_host(|| {
-            with_float!(self.dtype, T => {
-                let points = Points::<T>::new(self, options.label);
-                in_groups(n, h * w * c, h * w * c, rng, |uniforms, images| {
-                    points.walk(images.len() / (h * w * c), |at, row, logits, weights| {
-                        let at = row * h * w * c + at;
-                        let k = pick(logits, options.temperature, uniforms[at], weights)?;
-                        images[at] = k as u8;
-                        Ok(images[at])
-                    })
+        let bytes = with_float!(self.dtype, T => {
+            let points = self.store.on_host(|| Points::<T>::new(self, options.label));
+            let walk = self.stem.weight.get().gpu().map(|gpu| (gpu, points.on_device()));
+            if let Some((gpu, walk)) = walk.filter(|(_, walk)| walk.fits()) {
+                let scaled = [2.0 / (self.config.levels - 1) as f64, -1.0];
+                return walk.draw(gpu, n, options.temperature, scaled, rng);
+            }
+            in_groups(n, h * w * c, h * w * c, rng, |uniforms, images| {
+                points.walk(images.len() / (h * w * c), |at, row, logits, weights| {
+                    let at = row * h * w * c + at;
+                    let k = pick(logits, options.temperature, uniforms[at], weights)?;
+                    images[at] = k as u8;
+                    Ok(images[at])
                 })
             })
         })?;
@@ -276,6 +280,28 @@ impl<E: Elem> Points<E> {
             head: model.head.point(None),
             logits: model.logits.point(None),
         }
+    }
+
+    /// The same layers for a device.
+    fn on_device(&self) -> Walk<E> {
+        let Config { shape, channels, levels, .. } = self.config;
+        let (mut walk, pixels) = Walk::new(shape, levels);
+        let plain = |from, to| Wiring { from, to, residual: None, relu: [false, false] };
+        let mut stream = walk.vector(channels);
+        walk.layer(&self.stem, plain(pixels, stream));
+        for [reduce, middle, expand] in &self.blocks {
+            let (seen, inner) = (walk.grid(channels / 2), walk.vector(channels / 2));
+            let behind = walk.vector(channels);
+            walk.layer(reduce, Wiring { relu: [true, true], ..plain(stream, seen) });
+            walk.layer(middle, Wiring { relu: [false, true], ..plain(seen, inner) });
+            walk.layer(expand, Wiring { residual: Some(stream), ..plain(inner, behind) });
+            stream = behind;
+        }
+        let top = walk.vector(channels);
+        walk.layer(&self.head, Wiring { relu: [true, true], ..plain(stream, top) });
+        let logits = walk.vector(shape[2] * levels);
+        walk.layer(&self.logits, plain(top, logits));
+        walk
     }
 
     /// Visits the pixels of `images` images in order: `choose(pixel and colour, image, logits, scratch)` returns

@@ -19,16 +19,17 @@
 
 use super::{Annealing, EnergyNet, NetKind, Partition, rows::Standard};
 use crate::autograd;
-use crate::cuda::{Device, Replay};
+use crate::cuda::Replay;
 use crate::data::{Dataset, Prepare, Transform};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
 use crate::ops::langevin::{Langevin, langevin};
+use crate::ops::replay_buffer;
 use crate::ops::shape;
 use crate::random::Philox;
 use crate::samplers::Base;
-use crate::tensor::{DType, Tensor, with_arithmetic};
+use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, MutexGuard};
 
@@ -293,41 +294,20 @@ impl Ebm {
 
     /// `n` chains from the buffer, some of them restarted, moved and put back.
     fn negatives(&self, n: usize, rng: &mut Philox) -> Tensor {
-        let (size, per) = (self.config.replay, self.config.shape.iter().product::<usize>());
+        let (size, buffer) = (self.config.replay, self.replay.get());
         let order = rng.permutation(size);
-        let restart = rng.bernoulli(self.config.restart, [n], self.dtype).to_f64_vec();
-        let mut start = self.net.noise(n, self.dtype, rng).on_host();
-        with_arithmetic!(self.dtype, T => {
-            let kept = self.replay.get().on_host();
-            for (i, row) in start.make_mut::<T>().chunks_mut(per).enumerate() {
-                if restart[i] == 0.0 {
-                    row.copy_from_slice(&kept.as_slice::<T>()[order[i % size] * per..][..per]);
-                }
-            }
-            drop(kept);
-            let ends = {
-                let mut replay = self.chain.lock().unwrap_or_else(|e| e.into_inner());
-                self.chains(start.placed(), self.config.chain.steps, self.langevin(), rng, &mut replay)
-            };
-            let rows = ends.on_host();
-            let rows = rows.as_slice::<T>();
-            if rows.iter().all(|x| crate::tensor::Plain::to_f64(*x).is_finite()) {
-                let put = |kept: &mut [T]| {
-                    for (i, row) in rows.chunks(per).enumerate() {
-                        kept[order[i % size] * per..][..per].copy_from_slice(row);
-                    }
-                };
-                self.replay.update(|kept| match kept.device() {
-                    Device::Cpu => put(kept.make_mut::<T>()),
-                    _ => {
-                        let mut host = kept.on_host();
-                        put(host.make_mut::<T>());
-                        *kept = host.beside(kept);
-                    }
-                });
-            }
-            ends
-        })
+        let slots = Tensor::from_fn([n], |i| order[i % size] as i32).beside(&buffer);
+        let fresh = rng.bernoulli(self.config.restart, [n], self.dtype).beside(&buffer);
+        let noise = self.net.noise(n, self.dtype, rng).beside(&buffer);
+        let start = replay_buffer::take(&buffer, &slots, &fresh, &noise);
+        drop(buffer);
+        let mut replay = self.chain.lock().unwrap_or_else(|e| e.into_inner());
+        let ends = self.chains(start, self.config.chain.steps, self.langevin(), rng, &mut replay);
+        // Of the rows that share a slot the last one counts.
+        let kept = n.min(size);
+        let last = |t: &Tensor| t.detach().narrow(0, n - kept, kept);
+        self.replay.update(|buffer| replay_buffer::put(buffer, &last(&slots), &last(&ends)));
+        ends
     }
 
     /// E(x⁺) and E(x⁻), recorded.

@@ -1,0 +1,159 @@
+//! The replay buffer of persistent chains (Tieleman 2008; Du & Mordatch 2019): rows are taken out, some of them started
+//! anew, and put back when the chains have moved. Unrecorded.
+//! ```text
+//! take:  y_i = start_i where fresh_i ≠ 0, else buffer at slot_i            (N, ...)
+//! put:   buffer at slot_i = y_i, unless y_i has a number that is not finite
+//! ```
+//! buffer (S, ...), slots (N) i32, different where something is put; fresh (N). 12 bytes per number taken, 8 per number
+//! put; one launch each on devices, and nothing comes to the host.
+
+use super::{Case, OpInfo, binary, index, normal, shape, unary};
+use crate::cuda::{self, Grid, Kernels};
+use crate::tensor::{DType, NewTensor, Plain, Tensor, with_float};
+
+/// The registry's line.
+pub const OP: OpInfo = OpInfo {
+    name: "replay_buffer",
+    family: "fused",
+    summary: "rows out of a replay buffer, some started anew, and back into it",
+    cases,
+};
+
+const TAKE: Kernels =
+    Kernels::new("replay_buffer", ["replay_take_f32", "replay_take_bf16", "replay_take_f16"]);
+const PUT: Kernels = Kernels::new("replay_buffer", ["replay_put_f32", "replay_put_bf16", "replay_put_f16"]);
+
+/// The numbers of a row, once the shapes fit.
+#[track_caller]
+fn row(op: &str, buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> usize {
+    assert!(
+        buffer.rank() > 0
+            && rows.shape().first() == slots.shape().first()
+            && slots.rank() == 1
+            && buffer.shape()[1..] == rows.shape()[1..]
+            && buffer.dtype() == rows.dtype()
+            && slots.dtype() == DType::I32,
+        "{op}: a buffer {:?} {:?}, {:?} slots {:?}, rows {:?} {:?}",
+        buffer.dtype(),
+        buffer.shape(),
+        slots.dtype(),
+        slots.shape(),
+        rows.dtype(),
+        rows.shape()
+    );
+    buffer.shape()[1..].iter().product()
+}
+
+/// Rows of `buffer` (S, ...) at `slots` (N), those of `start` (N, ...) where `fresh` (N) is not 0.
+///
+/// # Panics
+/// When shapes or dtypes do not fit, or a slot is outside the buffer (on devices it gives NaN).
+#[track_caller]
+pub fn take(buffer: &Tensor, slots: &Tensor, fresh: &Tensor, start: &Tensor) -> Tensor {
+    let n = row("replay take", buffer, slots, start);
+    let dtype = buffer.dtype();
+    assert_eq!((fresh.shape(), fresh.dtype()), (slots.shape(), dtype), "replay take: fresh");
+    if let Some(gpu) = cuda::on("replay take", &[buffer, slots, fresh, start]) {
+        let y = gpu.empty(start.shape(), dtype);
+        let (count, n, size) = (start.len() as i64, n as i64, buffer.shape()[0] as i32);
+        let grid = Grid::flat(start.len());
+        gpu.launch(TAKE.of(dtype), grid, &[&y, buffer, slots, fresh, start, &count, &n, &size]);
+        return y.finish();
+    }
+    with_float!(dtype, T => {
+        let (from, new, fresh) = (buffer.as_slice::<T>(), start.as_slice::<T>(), fresh.as_slice::<T>());
+        let mut y = NewTensor::<T>::new(start.shape());
+        let slots = slots.as_slice::<i32>();
+        for (i, y) in y.as_mut().chunks_mut(n.max(1)).enumerate() {
+            let kept = fresh[i].to_f64() == 0.0;
+            y.copy_from_slice(if kept { &from[slots[i] as usize * n..][..n] } else { &new[i * n..][..n] });
+        }
+        y.finish()
+    })
+}
+
+/// Puts the rows (N, ...) that are finite into `buffer` (S, ...) at `slots` (N), which differ from each other.
+///
+/// # Panics
+/// When shapes or dtypes do not fit, or a slot is outside the buffer (on devices its row is dropped).
+#[track_caller]
+pub fn put(buffer: &mut Tensor, slots: &Tensor, rows: &Tensor) {
+    let n = row("replay put", buffer, slots, rows);
+    if let Some(gpu) = cuda::on("replay put", &[buffer, slots, rows]) {
+        let (n, size, count) = (n as i64, buffer.shape()[0] as i32, slots.len());
+        let kernel = PUT.of(rows.dtype());
+        gpu.launch(kernel, Grid::new(count, 256), &[&buffer.change(), slots, rows, &n, &size]);
+        return;
+    }
+    with_float!(rows.dtype(), T => {
+        let to = buffer.make_mut::<T>();
+        for (slot, row) in slots.as_slice::<i32>().iter().zip(rows.as_slice::<T>().chunks(n.max(1))) {
+            if row.iter().all(|x| x.to_f64().is_finite()) {
+                to[*slot as usize * n..][..n].copy_from_slice(row);
+            }
+        }
+    });
+}
+
+/// [`take`] in primitives.
+pub fn composite_take(buffer: &Tensor, slots: &Tensor, fresh: &Tensor, start: &Tensor) -> Tensor {
+    let mut column = vec![1; start.rank()];
+    column[0] = slots.len();
+    let fresh = shape::reshape(fresh, &column[..]).broadcast_to(start.shape());
+    let kept = unary::affine(&unary::abs(&unary::sign(&fresh)), -1.0, 1.0);
+    let old = binary::keep_where(&kept, &index::gather_rows(buffer, slots));
+    binary::add(&binary::keep_where(&fresh, start), &old)
+}
+
+/// [`put`] of finite rows in primitives.
+pub fn composite_put(buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> Tensor {
+    let size = buffer.shape()[0];
+    let new = index::scatter_rows(&Tensor::ones(rows.shape(), rows.dtype()).beside(rows), slots, size);
+    let kept = unary::affine(&new, -1.0, 1.0);
+    binary::add(&binary::keep_where(&kept, buffer), &index::scatter_rows(rows, slots, size))
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for rest in [&[1][..], &[7], &[3, 5, 2], &[300]] {
+        let of = |seed, rows: usize| normal(seed, &[&[rows], rest].concat());
+        let slots = Tensor::from_slice(&[4i32, 0, 5, 2], [4]);
+        let fresh = Tensor::from_slice(&[0.0, 1.0, 0.0, 1.0], [4]);
+        let inputs = vec![of(1, 6), slots.clone(), fresh, of(2, 4)];
+        cases.push(
+            Case::new(format!("take {rest:?}"), inputs, |x| vec![take(&x[0], &x[1], &x[2], &x[3])])
+                .composite(|x| vec![composite_take(&x[0], &x[1], &x[2], &x[3])])
+                .order(0),
+        );
+        cases.push(
+            Case::new(format!("put {rest:?}"), vec![of(3, 6), slots, of(4, 4)], |x| {
+                let mut buffer = x[0].detach();
+                put(&mut buffer, &x[1], &x[2]);
+                vec![buffer]
+            })
+            .composite(|x| vec![composite_put(&x[0], &x[1], &x[2])])
+            .order(0),
+        );
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_not_finite_stay_out() {
+        let mut buffer = Tensor::zeros([3, 2], DType::F32);
+        let rows = Tensor::from_slice(&[1.0f32, f32::NAN, 2.0, 3.0], [2, 2]);
+        put(&mut buffer, &Tensor::from_slice(&[0i32, 2], [2]), &rows);
+        assert_eq!(buffer.to_f64_vec(), [0.0, 0.0, 0.0, 0.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "replay put: a buffer F32 [3, 2], I32 slots [1], rows F32 [1, 3]")]
+    fn rows_that_do_not_fit_are_named() {
+        let rows = Tensor::zeros([1, 3], DType::F32);
+        put(&mut Tensor::zeros([3, 2], DType::F32), &Tensor::from_slice(&[0i32], [1]), &rows);
+    }
+}
