@@ -29,24 +29,23 @@ pub fn measure(judges: &Judges, reference: &Evidence, rows: &[Row], parameters: 
     let some = data.take(BATCH);
     let labels = model.input().classes.and(some.labels.as_ref());
     let labels = labels.map(|l| Tensor::from_slice(l, [l.len()]));
-    let batch = Batch { x: some.values.clone(), labels };
+    let (batch, device) = (Batch { x: some.values.clone(), labels }.to(model.device())?, model.device());
     let n = some.len();
     let scoring = per_second(n, &mut || {
-        autograd::no_grad(|| model.log_prob(&batch, &mut rng)).nats.to_f64_vec();
-        true
+        let nats = || autograd::no_grad(|| model.log_prob(&batch, &mut rng)).nats.to_f64_vec();
+        device.run(nats).is_ok()
     });
     let classes = model.input().classes;
     let options = SampleOptions { label: classes.map(|_| 0), ..Default::default() };
-    let sampling = per_second(DRAWN, &mut || model.sample(DRAWN, &options, &mut rng).is_ok());
+    let sampling = per_second(DRAWN, &mut || model.draw(DRAWN, &options, &mut rng).is_ok());
     // The weights are put back: what follows must not see those of the steps.
     let before = crate::models::file::tensors(model);
-    let mut optimiser = Optimiser::new(model.params(), false);
+    let mut optimiser = device.run(|| Optimiser::new(model.params(), false))?;
     let trained = model.params().trainable().next().is_some();
     let fit = FitOptions { lr: 1e-6, ..Default::default() };
     let training = trained.then(|| {
         per_second(n, &mut || {
-            train_step(model, &batch, &mut rng, &mut optimiser, &fit);
-            true
+            device.run(|| train_step(model, &batch, &mut rng, &mut optimiser, &fit)).is_ok()
         })
     });
     crate::models::file::assign(model, &before)?;
