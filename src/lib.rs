@@ -21,7 +21,7 @@
 //! ## Rooms
 //! | module | what it holds |
 //! |---|---|
-//! | [`data`] | sources (IDX, npy/npz, image folders, CSV, series, text, WAV) and the transforms with their log-determinants |
+//! | [`data`] | sources (IDX, npy/npz, image folders, CSV, series, text, logs, WAV) and the transforms with their log-determinants |
 //! | [`models`] | one file per model, the [`models::Model`] trait, the `MODELS` registry |
 //! | [`evidence`] | what is known about each observation, computed once and shared by the scorers |
 //! | [`samplers`] | Langevin, MALA, HMC, diagnostics, annealed importance sampling |

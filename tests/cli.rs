@@ -555,6 +555,13 @@ fn the_line_that_broke_is_named() {
     let worst = worst.unwrap();
     assert_eq!((&worst["index"], &worst["decision"]), (&41.into(), &"anomaly".into()));
     assert_eq!(worst["explanation"][0]["place"], "line 167: a line of no known kind");
+    let by_step =
+        ["--scorer", "worst_step", "--reference", text(&normal), "--alpha", "0.1", "--json", "--quiet"];
+    let found = succeeds(&[&["score", text(&dir), text(&broken)], &by_step[..]].concat());
+    let found: Vec<Value> = serde_json::from_str(&found).unwrap();
+    let called: Vec<&Value> =
+        found.iter().filter(|l| l["decision"] == "anomaly").map(|l| &l["index"]).collect();
+    assert_eq!(called, [&Value::from(41)]);
     let info = succeeds(&["info", text(&normal), "--session", "s_", "--window", "6"]);
     assert!(info.contains("60 x 6 u8") && info.contains("checked s_<*> in <*> ms"), "{info}");
 }
@@ -568,6 +575,30 @@ fn table(path: &Path, outlier: bool) -> String {
     }
     std::fs::write(path, csv).unwrap();
     text(path).to_string()
+}
+
+#[test]
+fn snapshots_continue_the_first_member() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = table(&folder.path().join("t.csv"), false);
+    let dir = text(&folder.path().join("m")).to_string();
+    let mut args = vec!["train", "made", "--data", &data, "--out", &dir, "--quiet"];
+    args.extend(["--set", "train.steps=20", "--set", "hidden=[8]", "--ensemble", "3", "--snapshots"]);
+    succeeds(&args);
+    let nats = |place: &str| {
+        let path = format!("{dir}{place}");
+        let info: Value = serde_json::from_str(&succeeds(&["info", &path, "--json"])).unwrap();
+        let steps = info["training"]["steps"].as_u64().unwrap();
+        let epochs = info["training"]["epochs"].as_array().unwrap().clone();
+        (steps, epochs[0]["train_nats"].as_f64().unwrap())
+    };
+    let (first, second, third) = (nats(""), nats("/member-2"), nats("/member-3"));
+    assert_eq!((first.0, second.0, third.0), (20, 4, 4));
+    assert!(
+        second.1 < first.1 && third.1 < first.1,
+        "they start where others ended: {first:?} {second:?} {third:?}"
+    );
+    fails(&["train", "made", "--data", &data, "--snapshots"], 2, &["--ensemble"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::compare::{Comparing, publish};
 use super::evidence::{calibrations, know};
 use super::output::thousands;
 use super::progress::say;
-use super::train::{BACKGROUND_MUTATION, train};
+use super::train::{BACKGROUND_MUTATION, Start, train};
 use super::{Common, inputs};
 use crate::data::{self, Dataset};
 use crate::error::Result;
@@ -49,7 +49,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let fit = |recipe, part: &str| {
         let dir = args.out.join(part);
         inputs::writable(&dir)?;
-        train(common, recipe, images.train.clone(), None, &dir, false)
+        train(common, recipe, images.train.clone(), None, &dir, Start::Fresh)
     };
     let model = fit(&recipe, "model")?;
     let background = fit(&background, "background")?;

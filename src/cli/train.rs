@@ -9,7 +9,7 @@ use crate::evidence::{Evidence, Need};
 use crate::models::config::{self, Recipe};
 use crate::models::file::{self, DataStats, HeldOut, Meta};
 use crate::models::{MODELS, Model};
-use crate::train::{Amp, Checkpoints, Fit, FitOptions, checkpoint, fit};
+use crate::train::{Amp, Checkpoints, Curve, Fit, FitOptions, Schedule, checkpoint, fit};
 use std::path::{Path, PathBuf};
 
 /// Mutation rate of background models unless `train.mutation` is set: the upper end of the rates that Ren et al. 2019
@@ -52,7 +52,14 @@ pub struct Args {
     /// Train M models from different seeds on the same rows, for the scorers ensemble, waic and ess
     #[arg(long, value_name = "M", conflicts_with = "resume", value_parser = clap::value_parser!(u16).range(2..=64))]
     ensemble: Option<u16>,
+    /// With --ensemble: the further models continue the first one, each with a fifth of its steps, another order of the
+    /// rows and a learning rate that starts anew (snapshots, Huang et al. 2017): 5 models for 1.8 runs, less unlike
+    #[arg(long, requires = "ensemble")]
+    snapshots: bool,
 }
+
+/// The part of the steps of a run that each further snapshot takes.
+const SNAPSHOT: u64 = 5;
 
 /// Trains, calibrates, writes.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
@@ -92,14 +99,27 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
     inputs::writable(&dir)?;
     let (data, validation) = split(&recipe, data, validation)?;
+    let trained = match args.resume {
+        Some(_) => train(common, &recipe, data.clone(), validation.clone(), &dir, Start::Resumed)?,
+        None => train(common, &recipe, data.clone(), validation.clone(), &dir, Start::Fresh)?,
+    };
+    let mut last: Option<Box<dyn Model>> = None;
     for i in 2..=args.ensemble.map_or(1, usize::from) {
         let mut member = recipe.clone();
         member.train.seed = recipe.train.seed.wrapping_add(i as u64 - 1);
+        let start = match args.snapshots {
+            true => {
+                let (.., steps) = recipe.train.plan(data.len());
+                member.train.steps = Some(steps.div_ceil(SNAPSHOT));
+                member.train.schedule = Schedule { curve: Curve::Cosine, ..Schedule::default() };
+                Start::From(last.as_deref().unwrap_or(&*trained.model))
+            }
+            false => Start::Fresh,
+        };
         let dir = inputs::member_dir(&dir, i);
         inputs::writable(&dir)?;
-        train(common, &member, data.clone(), validation.clone(), &dir, false)?;
+        last = Some(train(common, &member, data.clone(), validation.clone(), &dir, start)?.model);
     }
-    let trained = train(common, &recipe, data, validation, &dir, args.resume.is_some())?;
     let path = dir.join(checkpoint::MODEL);
     if common.json {
         let report = serde_json::json!({
@@ -142,6 +162,16 @@ pub struct Trained {
     pub fit: Fit,
 }
 
+/// Where a run starts.
+pub enum Start<'a> {
+    /// From weights drawn by the seed.
+    Fresh,
+    /// From the checkpoint in the folder.
+    Resumed,
+    /// From the weights of this model.
+    From(&'a dyn Model),
+}
+
 /// Trains the model of `recipe` on `data` and writes it to `dir` with its calibration; a part of `data` is set aside
 /// for validation unless `validation` is given.
 pub fn train(
@@ -150,16 +180,21 @@ pub fn train(
     data: Dataset,
     validation: Option<Dataset>,
     dir: &Path,
-    resume: bool,
+    start: Start,
 ) -> Result<Trained> {
     progress::catch_interrupts()?;
     let model = recipe.build()?;
     inputs::to_device(&*model, common)?;
+    if let Start::From(other) = start {
+        file::assign(&*model, &file::tensors(other))?;
+    }
     model.input().check(&data)?;
     let (data, validation) = split(recipe, data, validation)?;
     let meta = Meta { data: Some(DataStats::of(&data)), ..Meta::new(recipe, &*model) };
+    let resume = matches!(start, Start::Resumed);
     let checkpoints = Checkpoints { dir: dir.into(), meta: meta.clone(), resume };
-    let options = FitOptions { checkpoints: Some(checkpoints), ..recipe.train.clone() };
+    let warm = matches!(start, Start::From(_));
+    let options = FitOptions { warm, checkpoints: Some(checkpoints), ..recipe.train.clone() };
     let background = if options.mutation > 0.0 { " (background)" } else { "" };
     let images = data.example_shape().len() == 3;
     let mut observer = Training::new(common, format!("{}{background}", recipe.preset), images);

@@ -21,6 +21,8 @@ pub enum Statistic {
     /// LLR^{>k} in nats: the bound minus the bound whose lowest k latent layers are drawn from the conditional prior
     /// (Havtorn et al. 2021).
     LlrK,
+    /// max_t −log p(x_t | x_<t) in nats, of models whose likelihood is a product over positions.
+    WorstStep,
 }
 
 /// The statistics that a model offers beside those that every model has; see [`Model::statistics`].
@@ -37,7 +39,7 @@ pub trait Statistics {
 
 impl Statistic {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::GradNorm, Self::BatchNorm, Self::Regret, Self::LlrK];
+    pub const ALL: [Self; 5] = [Self::GradNorm, Self::BatchNorm, Self::Regret, Self::LlrK, Self::WorstStep];
 
     /// In words, for messages and the keys of caches.
     pub fn name(self) -> &'static str {
@@ -46,12 +48,17 @@ impl Statistic {
             Self::BatchNorm => "log-likelihoods in batch-norm training mode",
             Self::Regret => "likelihood regret",
             Self::LlrK => "hierarchical likelihood ratios",
+            Self::WorstStep => "most surprising steps",
         }
     }
 
     /// Whether `model` can tell it.
     pub fn offered_by(self, model: &dyn Model) -> bool {
-        self == Self::GradNorm || model.statistics().is_some_and(|s| s.offered().contains(&self))
+        match self {
+            Self::GradNorm => true,
+            Self::WorstStep => factorises(model),
+            _ => model.statistics().is_some_and(|s| s.offered().contains(&self)),
+        }
     }
 
     /// Its value for every example of `batch`: (B,) or (B, S); `None` when `model` does not offer it.
@@ -59,9 +66,29 @@ impl Statistic {
         match self {
             _ if !self.offered_by(model) => None,
             Self::GradNorm => Some(grad_norms(model, batch, rng)),
+            Self::WorstStep => worst_steps(model, batch, rng),
             _ => model.statistics().map(|s| s.compute(self, batch, rng)),
         }
     }
+}
+
+/// Whether the likelihood is a product over positions: asked of one example of zeros.
+fn factorises(model: &dyn Model) -> bool {
+    let input = model.input();
+    let Some(&dtype) = input.dtypes.first() else { return false };
+    let shape: Vec<usize> = [1].iter().chain(&input.shape).copied().collect();
+    let labels = input.classes.map(|_| Tensor::from_slice(&[0i32], [1]));
+    let batch = Batch { x: Tensor::zeros(shape, dtype), labels };
+    autograd::no_grad(|| model.log_prob(&batch, &mut Philox::new(0))).per_position.is_some()
+}
+
+/// (B,).
+fn worst_steps(model: &dyn Model, batch: &Batch, rng: &mut Philox) -> Option<Tensor> {
+    let positions = autograd::no_grad(|| model.log_prob(batch, rng)).per_position?;
+    let (n, nats) = (batch.x.shape()[0], positions.to_f64_vec());
+    let worst = |row: &[f64]| row.iter().fold(f64::NEG_INFINITY, |worst, nats| worst.max(-nats));
+    let found: Vec<f64> = nats.chunks_exact((nats.len() / n.max(1)).max(1)).map(worst).collect();
+    Some(Tensor::from_slice(&found, [n]))
 }
 
 /// (B, S) for S trainable tensors, with one backward pass per example.

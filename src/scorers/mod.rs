@@ -20,6 +20,7 @@ mod nll;
 mod regret;
 mod typicality;
 mod waic;
+mod worst_step;
 
 pub use typicality::Typicality;
 
@@ -105,6 +106,7 @@ pub static SCORERS: &[&ScorerInfo] = &[
     &batch_norm::BATCH_NORM,
     &regret::REGRET,
     &llr_k::LLR_K,
+    &worst_step::WORST_STEP,
     &discriminator::DISCRIMINATOR,
 ];
 

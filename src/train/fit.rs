@@ -241,7 +241,9 @@ impl Run<'_> {
         } else {
             let (batch, mut rng) = self.batch(0)?;
             self.optimiser = self.device.run(|| {
-                autograd::no_grad(|| self.model.init_from(self.train, &batch, &mut rng));
+                if !self.options.warm {
+                    autograd::no_grad(|| self.model.init_from(self.train, &batch, &mut rng));
+                }
                 Optimiser::new(self.model.params(), self.options.ema.is_some())
             })?;
         }

@@ -52,6 +52,9 @@ pub struct FitOptions {
     pub amp: Amp,
     /// Steps between checkpoints; 0 writes them at the ends of epochs only.
     pub checkpoint_every: u64,
+    /// Start from the weights that the model has, without its data-dependent initialisation.
+    #[serde(skip)]
+    pub warm: bool,
     /// Where checkpoints go; none are written without it.
     #[serde(skip)]
     pub checkpoints: Option<Checkpoints>,
@@ -122,6 +125,7 @@ impl Default for FitOptions {
             mutation: 0.0,
             trim: 0.0,
             amp: Amp::Off,
+            warm: false,
             checkpoint_every: 0,
             checkpoints: None,
         }

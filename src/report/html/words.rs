@@ -58,6 +58,7 @@ pub(super) const FAMILIES: &[(&str, &str)] = &[
     ("ensemble", "What several models, trained from different seeds, say together."),
     ("gradient", "How far one training step on the row would move each layer."),
     ("batch norm", "Likelihood that is lost when normalisation looks at the row's own batch."),
+    ("step", "The surprisal of the one step or position that the model expected least."),
     ("latent", "What a latent-variable model could gain, or loses, on this row alone."),
     ("divergence", "A classifier's log-odds that the row is one of the model's samples."),
 ];
