@@ -3,8 +3,10 @@
 //!
 //!     cargo run --release --example log_templates -- ../shared/data/logs_loghub2k
 
+use flate2::read::MultiGzDecoder;
 use std::collections::BTreeMap;
-use surprisal::data::{self, ColumnKind, ReadOptions, Templates, Wish};
+use std::io::Read;
+use surprisal::data::Templates;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("expected the folder of the structured logs")?;
@@ -13,18 +15,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     paths.sort();
     println!("log           lines  experts  mined  grouping accuracy");
     for path in paths {
-        let columns = ["Content", "EventId"].map(|name| (name.to_string(), Wish::Categorical)).to_vec();
-        let table = data::open(&path, &ReadOptions { columns, ..Default::default() })?;
-        let schema = table.schema.as_ref().ok_or("a table without columns")?;
-        let cells = table.values.to_f64_vec();
-        let texts = |name: &str| -> Result<Vec<&str>, String> {
-            let at = schema.columns.iter().position(|c| c.name == name).ok_or(format!("no column {name}"))?;
-            let ColumnKind::Categorical { levels } = &schema.columns[at].kind else {
-                return Err(format!("{name} holds no texts"));
-            };
-            Ok(cells.iter().skip(at).step_by(table.dims()).map(|x| levels[*x as usize].as_str()).collect())
+        let mut text = String::new();
+        MultiGzDecoder::new(std::fs::File::open(&path)?).read_to_string(&mut text)?;
+        let rows: Vec<Vec<String>> = text.lines().map(cells).collect();
+        let column = |name: &str| -> Result<Vec<&str>, String> {
+            let at = rows[0].iter().position(|c| c == name).ok_or(format!("no column {name}"))?;
+            rows[1..].iter().map(|r| r.get(at).map(String::as_str).ok_or("a short row".to_string())).collect()
         };
-        let (lines, experts) = (texts("Content")?, texts("EventId")?);
+        let (lines, experts) = (column("Content")?, column("EventId")?);
         let mined = Templates::mine(lines.iter().copied(), usize::MAX);
         let found: Vec<usize> = lines.iter().map(|l| mined.find(l).map_or(0, |id| id + 1)).collect();
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -39,4 +37,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{name:12} {n:6} {:8} {:6}  {:.3}", theirs.len(), mined.len(), right as f64 / n as f64);
     }
     Ok(())
+}
+
+/// The cells of a line of CSV; quotes are doubled in quotes.
+fn cells(line: &str) -> Vec<String> {
+    let (mut out, mut quoted) = (vec![String::new()], false);
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        let cell = out.last_mut().expect("there is one");
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => cell.extend(chars.next()),
+            '"' => quoted = !quoted,
+            ',' if !quoted => out.push(String::new()),
+            c => cell.push(c),
+        }
+    }
+    out
 }
