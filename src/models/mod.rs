@@ -238,7 +238,7 @@ pub trait Model: Send + Sync {
 }
 
 impl dyn Model + '_ {
-    /// Moves the model to `device`, where everything that is asked of it through [`Self::run`], training and evaluation
+    /// Moves the model to `device`, where everything that is asked of it through `run`, training and evaluation
     /// then happens. Models that calculate in f64 stay on the CPU: their device does not change.
     ///
     /// # Errors
@@ -260,10 +260,10 @@ impl dyn Model + '_ {
         self.device().run(f)
     }
 
-    /// [`Self::sample`] on the model's device; the samples come to the host.
+    /// [`Model::sample`] on the model's device; the samples come to the host.
     ///
     /// # Errors
-    /// Those of [`Self::sample`] and of the device.
+    /// Those of [`Model::sample`] and of the device.
     pub fn draw(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         self.run(|| self.sample(n, options, rng).map(|drawn| drawn.on_host()))?
     }
