@@ -107,29 +107,7 @@ __device__ __forceinline__ int pick(const float* logits, int levels, float coldn
     float top = -3.402823466e38f;
     for (int i = lane; i < levels; i += 32) top = fmaxf(top, logits[i]);
     top = warp_reduce(top, Max());
-    auto weight = [&](int i) { return i < levels ? (double)expf((logits[i] - top) * coldness) : 0.; };
-    auto running = [&](double v) {
-#pragma unroll
-        for (int o = 1; o < 32; o *= 2) {
-            const double before = __shfl_up_sync(0xffffffffu, v, o);
-            if (lane >= o) v += before;
-        }
-        return v;
-    };
-    double total = 0.;
-    for (int at = 0; at < levels; at += 32) total += __shfl_sync(0xffffffffu, running(weight(at + lane)), 31);
-    if (!(total > 0. && total < INFINITY)) return -1;
-    int found = 0;
-    double before = 0.;
-    for (int at = 0; at < levels; at += 32) {
-        const double p = weight(at + lane), sum = before + running(p);
-        const uint32_t past = __ballot_sync(0xffffffffu, p > 0. && sum > u * total);
-        const uint32_t possible = __ballot_sync(0xffffffffu, p > 0.);
-        if (past) return at + __ffs((int)past) - 1;
-        if (possible) found = at + 31 - __clz((int)possible);
-        before = __shfl_sync(0xffffffffu, sum, 31);
-    }
-    return found;
+    return warp_pick(levels, u, [&](int i) { return (double)expf((logits[i] - top) * coldness); });
 }
 
 // images (N, H, W, colours) bytes; failed (N): 1 where logits were not finite; grids (N, grid), zero at the start. Dynamic

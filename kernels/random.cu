@@ -52,35 +52,11 @@ __device__ void categorical(int* y, const T* logits, int64_t rows, int k, const 
     float top = -INFINITY;
     for (int i = lane; i < k; i += 32) top = fmaxf(top, load(x[i]));
     top = warp_reduce(top, Max());
-    auto weight = [&](int i) { return i < k ? (double)exact::exp(__fadd_rn(load(x[i]), -top)) : 0.; };
-    // Running sums within 32 categories, the lanes before this one included.
-    auto running = [&](double v) {
-#pragma unroll
-        for (int o = 1; o < 32; o *= 2) {
-            const double before = __shfl_up_sync(0xffffffffu, v, o);
-            if (lane >= o) v += before;
-        }
-        return v;
-    };
-    double total = 0.;
-    for (int at = 0; at < k; at += 32) total += __shfl_sync(0xffffffffu, running(weight(at + lane)), 31);
     const uint4 words = draw.words((uint32_t)(row / 4));
     const int part = (int)(row % 4);
     const uint32_t w = part == 0 ? words.x : part == 1 ? words.y : part == 2 ? words.z : words.w;
-    const double target = ((double)w + .5) * (1. / 4294967296.) * total;
-    int found = -1;
-    double before = 0.;
-    for (int at = 0; at < k && total > 0.; at += 32) {
-        const double p = weight(at + lane), sum = before + running(p);
-        const uint32_t past = __ballot_sync(0xffffffffu, p > 0. && sum > target);
-        const uint32_t possible = __ballot_sync(0xffffffffu, p > 0.);
-        if (past) {
-            found = at + __ffs((int)past) - 1;
-            break;
-        }
-        if (possible) found = at + 31 - __clz((int)possible);
-        before = __shfl_sync(0xffffffffu, sum, 31);
-    }
+    const double u = ((double)w + .5) * (1. / 4294967296.);
+    const int found = warp_pick(k, u, [&](int i) { return (double)exact::exp(__fadd_rn(load(x[i]), -top)); });
     if (lane == 0) y[row] = found;
 }
 

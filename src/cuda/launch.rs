@@ -11,6 +11,10 @@ pub(crate) trait Arg {
     /// Where the value is.
     fn address(&self) -> *const c_void;
     /// What the kernel must declare for it: `f32*` for memory it writes, `const f32*` for memory it reads, `i64`, ...
+    #[cfg_attr(
+        all(feature = "cuda", not(feature = "emulate")),
+        allow(dead_code, reason = "the emulator reads it")
+    )]
     fn kind(&self) -> String;
     /// What must be the same for a launch to be the same again: the value; of memory nothing; of a draw its distance from
     /// `base`.
