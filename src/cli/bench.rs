@@ -20,7 +20,7 @@ pub struct Args {
     /// For how long
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     seconds: f64,
-    /// Mixed precision on devices: off or bf16
+    /// Mixed precision: off or bf16
     #[arg(long, default_value = "off", value_name = "AMP")]
     amp: Amp,
     /// Multiplies the batch of the training workloads
@@ -114,9 +114,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if args.list {
         return output::print(&WORKLOADS.iter().map(|w| format!("{}\n", w.name)).collect::<String>());
     }
-    if args.amp != Amp::Off && common.device == Device::Cpu {
-        return Err(Error::new(ErrorKind::Device, "--amp bf16: the CPU trains in f32; expected off"));
-    }
+    args.amp.check(common.device)?;
     if !(args.seconds >= 0.0 && args.batch_scale > 0.0 && args.seconds < 1e6 && args.batch_scale < 1e6) {
         return Err(Error::new(ErrorKind::Usage, "--seconds and --batch-scale: expected numbers above 0"));
     }

@@ -37,7 +37,7 @@ pub struct Args {
     /// Folder for model.safetensors and the checkpoint [default: surprisal-out/PRESET]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
-    /// Mixed precision on devices, off or bf16: the setting train.amp
+    /// Mixed precision, off or bf16: the setting train.amp
     #[arg(long, value_name = "AMP")]
     amp: Option<Amp>,
     /// Replace the model that is already in the folder

@@ -144,6 +144,7 @@ fn forward(
             bias: bias.map(|b| b.as_slice::<T>()),
             residual: residual.map(|r| r.as_slice::<T>()),
             act,
+            narrow: amp::while_packing(),
             ..Epilogue::default()
         };
         conv::forward(g, x.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &epilogue);
@@ -163,7 +164,8 @@ fn gated_input_grad(g: &Conv, dy: &Tensor, w: &Tensor, gate: Option<&Tensor>) ->
     }
     with_float!(dy.dtype(), T => {
         let mut out = NewTensor::<T>::new(in_shape(g));
-        let epilogue = Epilogue { gate: gate.map(|x| x.as_slice::<T>()), ..Epilogue::default() };
+        let gate = gate.map(|x| x.as_slice::<T>());
+        let epilogue = Epilogue { gate, narrow: amp::while_packing(), ..Epilogue::default() };
         conv::input_grad(g, dy.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &epilogue);
         out.finish()
     })
@@ -213,7 +215,8 @@ pub(super) fn weight_grad(x: &Tensor, dy: &Tensor, like: Shape, g: &Geometry) ->
     } else {
         with_float!(x.dtype(), T => {
             let mut out = NewTensor::<T>::new(like);
-            conv::weight_grad(g, x.as_slice::<T>(), dy.as_slice::<T>(), out.as_mut(), false);
+            let narrow = amp::while_packing();
+            conv::weight_grad(g, x.as_slice::<T>(), dy.as_slice::<T>(), out.as_mut(), false, narrow);
             out.finish()
         })
     };
@@ -414,7 +417,8 @@ pub fn conv2d_transposed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, spec: Co
     let y = with_float!(x.dtype(), T => {
         let mut out = NewTensor::<T>::new(in_shape(&g));
         let bias = bias.map(|b| b.as_slice::<T>());
-        let epilogue = Epilogue { bias, act: spec.act, ..Epilogue::default() };
+        let narrow = amp::while_packing();
+        let epilogue = Epilogue { bias, act: spec.act, narrow, ..Epilogue::default() };
         conv::input_grad(&g, x.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &epilogue);
         out.finish()
     });
@@ -433,7 +437,7 @@ pub fn conv2d_transposed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, spec: Co
             with_float!(dz.dtype(), T => {
                 let mut out = NewTensor::<T>::new(out_shape(&g));
                 let gate = spec.gates_input.then(|| xs.as_slice::<T>());
-                let epilogue = Epilogue { gate, ..Epilogue::default() };
+                let epilogue = Epilogue { gate, narrow: amp::while_packing(), ..Epilogue::default() };
                 conv::forward(&g, dz.as_slice::<T>(), ws.as_slice::<T>(), out.as_mut(), &epilogue);
                 out.finish()
             })

@@ -233,11 +233,11 @@ fn forward<E: Elem>(x: &Tensor, w: &Tensor, bias: &Tensor, stairs: &Staircase, a
     let mut shape = x.shape().to_vec();
     shape[x.rank() - 1] = n;
     let mut out = NewTensor::<E>::new(&shape);
-    let rows = rows_per_task(m);
+    let (rows, narrow) = (rows_per_task(m), amp::while_packing());
     par::chunks_mut(out.as_mut(), rows * n, |task, out| {
         let m = out.len() / n;
         for (from, to) in Staircase::cuts(n) {
-            let epilogue = Epilogue { bias: Some(&bs[from..to]), act, ..Epilogue::default() };
+            let epilogue = Epilogue { bias: Some(&bs[from..to]), act, narrow, ..Epilogue::default() };
             let (a, b) = (Mat::new(&xs[task * rows * k..], k), Mat::new(&ws[from..], n));
             gemm(m, to - from, stairs.reach[to - 1], a, b, &mut out[from..], n, &epilogue);
         }
@@ -250,13 +250,13 @@ fn input_grad<E: Elem>(g: &Tensor, w: &Tensor, x: &Tensor, stairs: &Staircase, g
     let (gs, ws, xs) = (g.as_slice::<E>(), w.as_slice::<E>(), x.as_slice::<E>());
     let m = x.len() / k.max(1);
     let mut out = NewTensor::<E>::new(x.shape());
-    let rows = rows_per_task(m);
+    let (rows, narrow) = (rows_per_task(m), amp::while_packing());
     par::chunks_mut(out.as_mut(), rows * k, |task, out| {
         let m = out.len() / k;
         for (from, to) in Staircase::cuts(k) {
             let first = stairs.first(from);
             let gate = gated.then(|| &xs[task * rows * k + from..]);
-            let epilogue = Epilogue { gate, ..Epilogue::default() };
+            let epilogue = Epilogue { gate, narrow, ..Epilogue::default() };
             let g = &gs[task * rows * n + first.min(n - 1)..];
             let (a, b) = (Mat::new(g, n), Mat::t(&ws[from * n + first.min(n - 1)..], n));
             gemm(m, to - from, n - first, a, b, &mut out[from..], k, &epilogue);
@@ -270,11 +270,12 @@ fn weight_grad<E: Elem>(g: &Tensor, x: &Tensor, stairs: &Staircase) -> Tensor {
     let (gs, xs) = (g.as_slice::<E>(), x.as_slice::<E>());
     let m = x.len() / k.max(1);
     let mut out = NewTensor::<E>::zeroed([k, n]);
+    let epilogue = Epilogue { narrow: amp::while_packing(), ..Epilogue::default() };
     for (from, to) in Staircase::cuts(n).filter(|c| c.1 > c.0 && m > 0) {
         let rows = stairs.reach[to - 1];
         if rows > 0 {
             let (a, b) = (Mat::t(xs, k), Mat::new(&gs[from..], n));
-            gemm(rows, to - from, m, a, b, &mut out.as_mut()[from..], n, &Epilogue::default());
+            gemm(rows, to - from, m, a, b, &mut out.as_mut()[from..], n, &epilogue);
         }
     }
     stairs.masked(|range| out.as_mut()[range].fill(E::from_f64(0.0)));

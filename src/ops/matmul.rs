@@ -107,7 +107,8 @@ pub fn matmul(a: &Tensor, b: &Tensor, ta: bool, tb: bool) -> Tensor {
             let (xs, ys) = (a.as_slice::<T>(), b.as_slice::<T>());
             let x = Mat { data: xs, row_stride: sa[1], transposed: ta };
             let z = Mat { data: ys, row_stride: sb[1], transposed: tb };
-            gemm_batched(batch.unwrap_or(1), (m, n, k), (x, m * k), (z, k * n), out.as_mut(), &Epilogue::default());
+            let epilogue = Epilogue { narrow: amp::while_packing(), ..Epilogue::default() };
+            gemm_batched(batch.unwrap_or(1), (m, n, k), (x, m * k), (z, k * n), out.as_mut(), &epilogue);
             out.finish()
         })
     };
@@ -154,7 +155,8 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, act: Act) -> Tensor
         }
         with_float!(x.dtype(), T => {
             let mut out = NewTensor::<T>::new(&shape);
-            let epilogue = Epilogue { bias: bias.map(|b| b.as_slice::<T>()), act, ..Epilogue::default() };
+            let (bias, narrow) = (bias.map(|b| b.as_slice::<T>()), amp::while_packing());
+            let epilogue = Epilogue { bias, act, narrow, ..Epilogue::default() };
             let (a, b) = (Mat::new(x.as_slice::<T>(), k), Mat::new(w.as_slice::<T>(), n));
             gemm(m, n, k, a, b, out.as_mut(), n, &epilogue);
             out.finish()

@@ -3,7 +3,7 @@
 use super::evaluate::{Evaluate, label_tensor, log_probs, log_probs_while};
 use super::optim::{self, Optimiser};
 use super::step::{gradients, least};
-use super::{Amp, FitOptions, checkpoint};
+use super::{FitOptions, checkpoint};
 use crate::autograd;
 use crate::cuda::{Device, Replay};
 use crate::data::{self, Dataset};
@@ -176,9 +176,7 @@ pub fn fit(
     observer: &mut dyn Observer,
 ) -> Result<Fit> {
     options.check()?;
-    if options.amp != Amp::Off && model.device() == Device::Cpu {
-        return Err(Error::new(ErrorKind::Usage, "train.amp: the CPU trains in f32; expected off"));
-    }
+    options.amp.check(model.device())?;
     let input = model.input();
     for data in [Some(train), validation].into_iter().flatten() {
         input.check(data)?;
@@ -273,7 +271,7 @@ impl Run<'_> {
         };
         let lr = self.options.lr * self.options.schedule.factor(step, self.plan.steps);
         let (value, norm) = match self.device {
-            Device::Cpu => self.update(&batch, &mut rng, lr)?,
+            Device::Cpu => mixed(self.options.amp.dtype(), || self.update(&batch, &mut rng, lr))?,
             device => {
                 let amp = self.options.amp.dtype();
                 device.run(|| mixed(amp, || self.update_on_device(&batch, &mut rng, lr)))??

@@ -1,6 +1,8 @@
 //! How to train: everything that decides the result, settable from TOML and the command line.
 
 use super::schedule::Schedule;
+use crate::cpu::gemm::has_bf16;
+use crate::cuda::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::file::Meta;
 use crate::tensor::DType;
@@ -48,7 +50,7 @@ pub struct FitOptions {
     /// fit themselves, which are fitted again to the rest. This is trimmed likelihood (Neykov & Müller 2003), batch by
     /// batch as in Shen & Sanghavi 2019. 0 for none.
     pub trim: f64,
-    /// Mixed precision on devices: `off` or `bf16`; see [`crate::ops::amp`].
+    /// Mixed precision: `off` or `bf16`; see [`crate::ops::amp`].
     pub amp: Amp,
     /// Steps between checkpoints; 0 writes them at the ends of epochs only.
     pub checkpoint_every: u64,
@@ -60,7 +62,7 @@ pub struct FitOptions {
     pub checkpoints: Option<Checkpoints>,
 }
 
-/// The arithmetic of matrix products on devices.
+/// The arithmetic of matrix products.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Amp {
@@ -78,6 +80,18 @@ impl Amp {
             Self::Off => None,
             Self::Bf16 => Some(DType::BF16),
         }
+    }
+
+    /// Whether `device` can calculate so.
+    ///
+    /// # Errors
+    /// On a CPU that does not multiply bf16 numbers.
+    pub fn check(self, device: Device) -> Result<()> {
+        if self == Self::Off || device != Device::Cpu || has_bf16() {
+            return Ok(());
+        }
+        let what = "amp bf16: this CPU has no products of bf16 numbers (avx512_bf16), which would be slower than f32; expected off";
+        Err(Error::new(ErrorKind::Device, what))
     }
 }
 

@@ -161,22 +161,22 @@ pub fn input_grad<E: Elem>(conv: &Conv, dy: &[E], w: &[E], dx: &mut [E], epilogu
     scatter::run(conv, conv.out, cout, conv.size, cin, conv.stride, &conv.taps, dy, &side, dx, epilogue);
 }
 
-/// dw (T, Cin, Cout) = the gradient of the weights, added to what dw holds if `accumulate`.
+/// dw (T, Cin, Cout) = the gradient of the weights, added to what dw holds if `accumulate`; `narrow` as in [`Epilogue`].
 ///
 /// # Panics
 /// When a slice does not have the length that `conv` says.
 #[track_caller]
-pub fn weight_grad<E: Elem>(conv: &Conv, x: &[E], dy: &[E], dw: &mut [E], accumulate: bool) {
+pub fn weight_grad<E: Elem>(conv: &Conv, x: &[E], dy: &[E], dw: &mut [E], accumulate: bool, narrow: bool) {
     conv.check("conv weight gradient", x.len(), dw.len(), dy.len());
     let (taps, cin, cout) = (conv.taps.len(), conv.cin, conv.cout);
-    let epilogue = Epilogue { accumulate, ..Default::default() };
+    let epilogue = Epilogue { accumulate, narrow, ..Default::default() };
     if conv.pointwise() {
         return gemm(cin, cout, conv.pixels(), Mat::t(x, cin), Mat::new(dy, cout), dw, cout, &epilogue);
     }
     if conv.stride == 1 && cin * padded::<E>(cout) > cout * padded::<E>(cin) {
         // Few output channels: the patches of dy against x, which gives every tap transposed.
         let mut turned = vec![<E::Acc as Plain>::from_f64(0.0); dw.len()];
-        patch_gradient(&conv.flipped(), dy, x, &mut turned, &Epilogue::default());
+        patch_gradient(&conv.flipped(), dy, x, &mut turned, &Epilogue { narrow, ..Default::default() });
         let turned = permute(&turned, [taps, cout, cin], [0, 2, 1]);
         finish(&turned, dw, 0, &epilogue);
     } else {
@@ -185,7 +185,7 @@ pub fn weight_grad<E: Elem>(conv: &Conv, x: &[E], dy: &[E], dw: &mut [E], accumu
 }
 
 /// dw = patches(x)^T dy.
-fn patch_gradient<E: Elem, O: Elem>(
+fn patch_gradient<E: Elem, O: Elem<Acc = E::Acc>>(
     conv: &Conv,
     x: &[E],
     dy: &[E],

@@ -3,7 +3,9 @@
 
 use super::Conv;
 use crate::cpu::buffer::Buffer;
-use crate::cpu::gemm::{Act, Epilogue, Mat, Operand, Out, Product, Shared, each, finish};
+use crate::cpu::gemm::{Act, Epilogue, Mat, Operand, Out, Product, Shared, Source, Word, each, finish};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::gemm::{Narrow, narrows};
 use crate::cpu::simd::{isa, vectorize};
 use crate::tensor::{Elem, Float};
 
@@ -23,19 +25,46 @@ pub(super) fn run<E: Elem>(
     dst: &mut [E],
     epilogue: &Epilogue<'_, E>,
 ) {
-    let (rows, n, per) = (sh * sw, offsets.len() * cd, dh * dw * cd);
+    let n = offsets.len() * cd;
     let b = Mat::new(w, n);
-    let (whole, b) = (Mat::new(src, cs), Operand { src: &b, transposed: false });
-    let a = Operand { src: &whole, transposed: false };
-    let rights = Product { m: conv.batch * rows, n, k: cs, a, b, isa: isa() }.rights(0, cs);
+    let b = Operand { src: &b, transposed: false };
+    let geometry = ((sh, sw), (dh, dw), cd, stride, offsets);
+    #[cfg(target_arch = "x86_64")]
+    if narrows(isa(), epilogue) {
+        let b = Narrow::right(&b, cs);
+        let b = Operand { src: &b, transposed: false };
+        return spread(conv.batch, cs.div_ceil(2), b, geometry, dst, epilogue, &|i, product| {
+            let image = Mat::new(&src[i * sh * sw * cs..], cs);
+            product(&Narrow::left(&Operand { src: &image, transposed: false }, cs));
+        });
+    }
+    spread(conv.batch, cs, b, geometry, dst, epilogue, &|i, product| {
+        product(&Mat::new(&src[i * sh * sw * cs..], cs));
+    });
+}
+
+/// The sizes of source and destination, channels of the destination, stride and offsets.
+type Geometry<'a> = ((usize, usize), (usize, usize), usize, usize, &'a [(isize, isize)]);
+
+/// [`run`] on words: `image` hands image i of the source to a product over `k` words.
+fn spread<E: Elem, W: Word>(
+    batch: usize,
+    k: usize,
+    b: Operand<'_, W>,
+    ((sh, sw), (dh, dw), cd, stride, offsets): Geometry<'_>,
+    dst: &mut [E],
+    epilogue: &Epilogue<'_, E>,
+    image: &(dyn Fn(usize, &mut dyn FnMut(&dyn Source<W>)) + Sync),
+) {
+    let (rows, n, per) = (sh * sw, offsets.len() * cd, dh * dw * cd);
+    let rights = Product { m: batch * rows, n, k, a: b, b, isa: isa() }.rights(0, k);
     let shared = Shared(dst.as_mut_ptr());
     let size = size_of::<E::Acc>();
-    each(conv.batch * rows * n * cs >= 1 << 19, conv.batch, &|i| {
+    each(batch * rows * n * k * W::NUMBERS >= 1 << 19, batch, &|i| {
         let mut sent = Buffer::uninit(rows * n * size);
-        let sent: &mut [E::Acc] = bytemuck::cast_slice_mut(sent.as_mut());
+        let sent: &mut [W::Acc] = bytemuck::cast_slice_mut(sent.as_mut());
         let mut sums = Buffer::zeroed(per * size);
         let sums: &mut [E::Acc] = bytemuck::cast_slice_mut(sums.as_mut());
-        let image = Mat::new(&src[i * rows * cs..(i + 1) * rows * cs], cs);
         let out = Out {
             c: Shared(sent.as_mut_ptr()),
             ld: n,
@@ -46,10 +75,13 @@ pub(super) fn run<E: Elem>(
             gate: None,
             act: Act::None,
         };
-        let a = Operand { src: &image, transposed: false };
-        let product = Product { m: rows, n, k: cs, a, b, isa: isa() };
-        // SAFETY: `sent` is ours and holds `rows` rows of `n`.
-        unsafe { product.block(&rights, (0, rows), (0..rights[0].panels(), 0), &out) };
+        image(i, &mut |src| {
+            let a = Operand { src, transposed: false };
+            let product = Product { m: rows, n, k, a, b, isa: isa() };
+            // SAFETY: `sent` is ours and holds `rows` rows of `n`.
+            unsafe { product.block(&rights, (0, rows), (0..rights[0].panels(), 0), &out) };
+        });
+        let sent: &[E::Acc] = bytemuck::cast_slice(sent);
         let add = match cd {
             1 => add_shifted::<E::Acc, 1>,
             2 => add_shifted::<E::Acc, 2>,

@@ -84,9 +84,14 @@ fn compare<E: Elem>(what: &str, conv: &Conv, got: &[E], want: &[f64], size: &[f6
     }
 }
 
-fn check<E: Elem>(conv: &Conv, with: bool) {
-    let (x, w, dy): (Vec<E>, Vec<E>, Vec<E>) =
-        (numbers(conv.input_len(), 1), numbers(conv.weight_len(), 2), numbers(conv.output_len(), 3));
+/// With `narrow`, the operands are numbers that fit bf16, so that rounding them on the way changes nothing.
+fn check<E: Elem>(conv: &Conv, with: bool, narrow: bool) {
+    let operand = |n, seed| match narrow {
+        true => numbers::<bf16>(n, seed).into_iter().map(|x| E::from_f64(x.to_f64())).collect(),
+        false => numbers::<E>(n, seed),
+    };
+    let (x, w, dy) =
+        (operand(conv.input_len(), 1), operand(conv.weight_len(), 2), operand(conv.output_len(), 3));
     let gate: Vec<E> = numbers(x.len().max(dy.len()), 4);
     let bias: Vec<E> = numbers(conv.cin.max(conv.cout), 5);
     let zero = || (vec![0f64; x.len()], vec![0f64; w.len()], vec![0f64; dy.len()]);
@@ -100,7 +105,8 @@ fn check<E: Elem>(conv: &Conv, with: bool) {
         sx[i] += (c * b).abs();
         sw[j] += (a * c).abs();
     });
-    let (mut y_epilogue, mut x_epilogue) = (Epilogue::default(), Epilogue::default());
+    let (mut y_epilogue, mut x_epilogue) =
+        (Epilogue { narrow, ..Default::default() }, Epilogue { narrow, ..Default::default() });
     if with {
         y_epilogue = Epilogue { bias: Some(&bias[..conv.cout]), act: Act::Relu, ..y_epilogue };
         x_epilogue = Epilogue { gate: Some(&gate[..x.len()]), residual: Some(&x), ..x_epilogue };
@@ -126,7 +132,7 @@ fn check<E: Elem>(conv: &Conv, with: bool) {
         gw.iter_mut().zip(&w).for_each(|(g, w)| *g += w.to_f64());
         sw.iter_mut().for_each(|s| *s += 1.0);
     }
-    weight_grad(conv, &x, &dy, &mut got, with);
+    weight_grad(conv, &x, &dy, &mut got, with, narrow);
     compare("weight gradient", conv, &got, &gw, &sw, conv.pixels());
 }
 
@@ -134,16 +140,17 @@ fn check<E: Elem>(conv: &Conv, with: bool) {
 fn agrees_with_the_naive_sum() {
     for conv in cases() {
         for with in [false, true] {
-            check::<f32>(&conv, with);
-            check::<f64>(&conv, with);
-            check::<bf16>(&conv, with);
+            check::<f32>(&conv, with, false);
+            check::<f32>(&conv, with, true);
+            check::<f64>(&conv, with, false);
+            check::<bf16>(&conv, with, false);
         }
     }
 }
 
 #[test]
 fn threads_do_not_change_bits() {
-    for conv in cases() {
+    for (conv, narrow) in cases().into_iter().flat_map(|c| [(c.clone(), false), (c, true)]) {
         let (x, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) =
             (numbers(conv.input_len(), 1), numbers(conv.weight_len(), 2), numbers(conv.output_len(), 3));
         let run = |threads: usize| {
@@ -151,9 +158,9 @@ fn threads_do_not_change_bits() {
             let mut db = vec![0f32; conv.cout];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             pool.install(|| {
-                forward(&conv, &x, &w, &mut y, &Epilogue::default());
-                input_grad(&conv, &dy, &w, &mut dx, &Epilogue::default());
-                weight_grad(&conv, &x, &dy, &mut dw, false);
+                forward(&conv, &x, &w, &mut y, &Epilogue { narrow, ..Default::default() });
+                input_grad(&conv, &dy, &w, &mut dx, &Epilogue { narrow, ..Default::default() });
+                weight_grad(&conv, &x, &dy, &mut dw, false, narrow);
                 bias_grad(&dy, Some(&y), &mut db, false);
             });
             (y, dx, dw, db)

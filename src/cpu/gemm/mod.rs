@@ -10,6 +10,8 @@ mod avx2;
 mod avx512;
 mod drive;
 mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod narrow;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
@@ -22,6 +24,8 @@ pub(crate) use crate::cpu::par::{Shared, each};
 pub use drive::flops;
 pub(crate) use drive::{Out, Product};
 pub(crate) use kernel::Word;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use narrow::Narrow;
 pub use pack::Mat;
 pub(crate) use pack::{Operand, Right, Source};
 pub(crate) use packed::Packed;
@@ -64,11 +68,21 @@ pub struct Epilogue<'a, E> {
     pub act: Act,
     /// Zeroes C where this is <= 0; rows as in C. The backward of relu, given relu's output (or input).
     pub gate: Option<&'a [E]>,
+    /// Rounds f32 operands to bf16 where the machine multiplies those faster ([`has_bf16`]); sums stay f32.
+    pub narrow: bool,
 }
 
 impl<E> Default for Epilogue<'_, E> {
     fn default() -> Self {
-        Self { alpha: 1.0, accumulate: false, bias: None, residual: None, act: Act::None, gate: None }
+        Self {
+            alpha: 1.0,
+            accumulate: false,
+            bias: None,
+            residual: None,
+            act: Act::None,
+            gate: None,
+            narrow: false,
+        }
     }
 }
 
@@ -153,7 +167,7 @@ fn gemm_on<E: Elem>(
         let wb = pack::Pairs::new(&b, k, n, !b.transposed);
         let a = Operand::<pack::Pair> { src: &wa, transposed: a.transposed };
         let b = Operand { src: &wb, transposed: b.transposed };
-        return product(&Product { m, n, k: k.div_ceil(2), a, b, isa }, c, ldc, epilogue);
+        return put(&Product { m, n, k: k.div_ceil(2), a, b, isa }, c, ldc, epilogue);
     }
     let a = Operand { src: &a, transposed: a.transposed };
     let b = Operand { src: &b, transposed: b.transposed };
@@ -188,14 +202,33 @@ pub fn gemm_batched<E: Elem>(
     each(batch * m * n * k >= 1 << 19, batch, run);
 }
 
+/// Whether this machine multiplies bf16 numbers with sums in f32 (`vdpbf16ps`), twice as fast as f32.
+pub fn has_bf16() -> bool {
+    isa() == Isa::Avx512Bf16
+}
+
 /// Runs a product of any sources into `c`, through an f32 copy when `E` is a half type.
 #[track_caller]
-pub(crate) fn product<E: Elem, W: Word>(
-    p: &Product<'_, W>,
-    c: &mut [E],
-    ldc: usize,
-    epilogue: &Epilogue<'_, E>,
-) {
+pub(crate) fn product<E: Elem>(p: &Product<'_, E::Acc>, c: &mut [E], ldc: usize, epilogue: &Epilogue<'_, E>) {
+    #[cfg(target_arch = "x86_64")]
+    if narrows(p.isa, epilogue) {
+        let (a, b) = (Narrow::left(&p.a, p.k), Narrow::right(&p.b, p.k));
+        let a = Operand::<pack::Pair> { src: &a, transposed: p.a.transposed };
+        let b = Operand { src: &b, transposed: p.b.transposed };
+        return put(&Product { m: p.m, n: p.n, k: p.k.div_ceil(2), a, b, isa: p.isa }, c, ldc, epilogue);
+    }
+    put(p, c, ldc, epilogue);
+}
+
+/// Whether the operands of a product with this epilogue are rounded to bf16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn narrows<E: Elem>(isa: Isa, epilogue: &Epilogue<'_, E>) -> bool {
+    epilogue.narrow && E::DTYPE == DType::F32 && isa == Isa::Avx512Bf16
+}
+
+/// [`product`] of any words.
+#[track_caller]
+fn put<E: Elem, W: Word>(p: &Product<'_, W>, c: &mut [E], ldc: usize, epilogue: &Epilogue<'_, E>) {
     let (m, n) = (p.m, p.n);
     if m == 0 || n == 0 {
         return;

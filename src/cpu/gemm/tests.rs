@@ -57,6 +57,7 @@ fn check<E: Elem>(isa: Isa, case: &Case) {
             residual: Some(&residual),
             act,
             gate: Some(&gate),
+            narrow: false,
         };
     }
     let mut c = c0.clone();
@@ -195,6 +196,45 @@ fn batches_are_products() {
         let mut one = vec![0f32; m * n];
         gemm(m, n, k, Mat::new(&a[i * m * k..], k), Mat::new(&b[i * k * n..], n), &mut one, n, &none);
         assert!(one == c[i * m * n..(i + 1) * m * n]);
+    }
+}
+
+/// Rounding on the way into the product gives the bits of a product of rounded numbers, which fit bf16 exactly.
+#[test]
+fn narrowed_products_are_those_of_rounded_numbers() {
+    if !has_bf16() {
+        eprintln!("skipped: this machine does not multiply bf16 numbers");
+        return;
+    }
+    for (m, n, k) in [(1, 1, 1), (7, 33, 5), (50, 40, 701), (130, 96, 128), (24, 18, 5001), (3, 1100, 20)] {
+        for t in 0..4 {
+            let (ta, tb) = (t & 1 > 0, t & 2 > 0);
+            let (lda, ldb) = (if ta { m } else { k } + t, if tb { k } else { n } + t);
+            let a: Vec<f32> = numbers(if ta { k } else { m } * lda, 1);
+            let b: Vec<f32> = numbers(if tb { n } else { k } * ldb, 2);
+            let narrow = Epilogue { accumulate: true, narrow: true, ..Default::default() };
+            let run = |a: &[f32], b: &[f32]| {
+                let mut c: Vec<f32> = numbers(m * n, 3);
+                let a = Mat { data: a, row_stride: lda, transposed: ta };
+                let b = Mat { data: b, row_stride: ldb, transposed: tb };
+                gemm(m, n, k, a, b, &mut c, n, &narrow);
+                c
+            };
+            let round = |x: &[f32]| x.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
+            let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+            let (half_a, half_b) = (round(&a), round(&b));
+            let got = run(&a, &b);
+            assert!(got == run(&wide(&half_a), &wide(&half_b)), "m={m} n={n} k={k} ta={ta} tb={tb}");
+            let mut want = vec![bf16::ZERO; m * n];
+            let x = Mat { data: &half_a[..], row_stride: lda, transposed: ta };
+            let y = Mat { data: &half_b[..], row_stride: ldb, transposed: tb };
+            gemm(m, n, k, x, y, &mut want, n, &Epilogue::default());
+            let before: Vec<f32> = numbers(m * n, 3);
+            for ((got, before), want) in got.iter().zip(&before).zip(&want) {
+                let (got, want) = (got - before, want.to_f32());
+                assert!((got - want).abs() <= 0.008 * want.abs() + 1e-3, "{got} for {want}");
+            }
+        }
     }
 }
 
