@@ -4,8 +4,8 @@ use super::{Common, inputs, output};
 use crate::autograd;
 use crate::cpu::gemm::{self, Epilogue, Mat};
 use crate::cuda::{Device, Replay};
-use crate::error::{Error, ErrorKind, Result, nearest};
-use crate::models::{Batch, MODELS, Model, SampleOptions, config};
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::{Batch, Input, MODELS, Model, SampleOptions, config};
 use crate::ops::amp::mixed;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The workload; all when none is named
+    /// A workload (`--list`), a preset, a model or a TOML file; all workloads when none is named
     name: Option<String>,
     /// For how long
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
@@ -40,6 +40,8 @@ enum Task {
     TrainBytes,
     /// A training step on normal numbers.
     TrainNormal,
+    /// A training step on what the model takes: random bytes, or normal numbers.
+    Train,
     /// Drawing a batch of samples.
     Sample,
     /// log p of random bytes, without gradients.
@@ -47,16 +49,17 @@ enum Task {
 }
 
 /// A workload: a preset with changes, a batch, a task.
-struct Workload {
-    name: &'static str,
-    preset: &'static str,
+#[derive(Clone, Copy)]
+struct Workload<'a> {
+    name: &'a str,
+    preset: &'a str,
     set: &'static [&'static str],
     batch: usize,
     task: Task,
 }
 
 /// All workloads.
-const WORKLOADS: &[Workload] = &[
+const WORKLOADS: &[Workload<'static>] = &[
     Workload { name: "glow28", preset: "glow28", set: &["prepare=[]"], batch: 64, task: Task::TrainUniform },
     Workload { name: "pixelcnn28", preset: "pixelcnn28", set: &[], batch: 32, task: Task::TrainBytes },
     Workload { name: "nsf_tab21", preset: "nsf_tab21", set: &[], batch: 512, task: Task::TrainNormal },
@@ -91,7 +94,7 @@ const WARM_UP: usize = 3;
 
 #[derive(Serialize)]
 struct Line {
-    name: &'static str,
+    name: String,
     version: &'static str,
     target: &'static str,
     device: String,
@@ -118,17 +121,17 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if !(args.seconds >= 0.0 && args.batch_scale > 0.0 && args.seconds < 1e6 && args.batch_scale < 1e6) {
         return Err(Error::new(ErrorKind::Usage, "--seconds and --batch-scale: expected numbers above 0"));
     }
-    let chosen: Vec<&Workload> = match &args.name {
-        None => WORKLOADS.iter().collect(),
-        Some(name) => match WORKLOADS.iter().find(|w| w.name == name) {
-            Some(w) => vec![w],
+    let chosen: Vec<Workload> = match &args.name {
+        None => WORKLOADS.to_vec(),
+        Some(name) => vec![match WORKLOADS.iter().find(|w| w.name == name) {
+            Some(w) => *w,
             None => {
-                let hint = nearest(name, WORKLOADS.iter().map(|w| w.name));
-                return Err(Error::new(ErrorKind::Usage, format!("there is no workload \"{name}\"; {hint}")));
+                let batch = config::find(MODELS, name)?.train.batch;
+                Workload { name, preset: name, set: &[], batch, task: Task::Train }
             }
-        },
+        }],
     };
-    for workload in chosen {
+    for workload in &chosen {
         let line = time(workload, args, common)?;
         if common.json {
             output::print(&(output::json(&line, false)? + "\n"))?;
@@ -157,6 +160,11 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
     recipe.set(workload.set)?;
     let seed = common.seed.unwrap_or(0);
     let model = recipe.build()?;
+    if model.params().trainable().next().is_none() {
+        let what =
+            format!("{}: a model that is fitted in closed form takes no training steps", workload.preset);
+        return Err(Error::new(ErrorKind::Usage, what));
+    }
     inputs::to_device(&*model, common)?;
     let (device, amp) = (model.device(), args.amp.dtype());
     let mut rng = Philox::new(seed).fork(0);
@@ -168,7 +176,7 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
         }
         Task::ScoreBytes => {
             let (n, model) = (workload.batch, &*model);
-            let batch = Batch::new(synthetic(workload.task, n, &model.input().shape, &mut rng)).to(device)?;
+            let batch = Batch::new(synthetic(workload.task, n, &model.input(), &mut rng)).to(device)?;
             let mut replay = Replay::new();
             let mut nats = move || {
                 let work = &mut |x: &[Tensor], rng: &mut Philox| {
@@ -181,7 +189,10 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
         }
         task => {
             let n = ((workload.batch as f64 * args.batch_scale).round() as usize).max(1);
-            let batch = Batch::new(synthetic(task, n, &model.input().shape, &mut rng)).to(device)?;
+            let input = model.input();
+            let x = synthetic(task, n, &input, &mut rng);
+            let labels = input.classes.map(|classes| rng.randint(0, classes as i32, [n]));
+            let batch = Batch { x, labels }.to(device)?;
             let mut optimiser = device.run(|| Optimiser::new(model.params(), false))?;
             let options = FitOptions { lr: 1e-4, ..Default::default() };
             let model: &dyn Model = &*model;
@@ -215,7 +226,7 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
     times.sort_by(f64::total_cmp);
     let median_s = times[times.len() / 2];
     Ok(Line {
-        name: workload.name,
+        name: workload.name.into(),
         version: env!("CARGO_PKG_VERSION"),
         target: env!("SURPRISAL_TARGET"),
         device: device.to_string(),
@@ -245,14 +256,15 @@ fn product_rate() -> f64 {
     2.0 * (N * N * N) as f64 / best / 1e9
 }
 
-fn synthetic(task: Task, n: usize, shape: &[usize], rng: &mut Philox) -> Tensor {
-    let sizes: Vec<usize> = [n].iter().chain(shape).copied().collect();
+fn synthetic(task: Task, n: usize, input: &Input, rng: &mut Philox) -> Tensor {
+    let sizes: Vec<usize> = [n].iter().chain(&input.shape).copied().collect();
     match task {
         Task::TrainUniform => return rng.uniform(&sizes, DType::F32),
         Task::TrainNormal => return rng.normal(&sizes, DType::F32),
-        Task::TrainBytes | Task::ScoreBytes | Task::Sample => {}
+        Task::Train if input.dtypes.first() == Some(&DType::F32) => return rng.normal(&sizes, DType::F32),
+        Task::Train | Task::TrainBytes | Task::ScoreBytes | Task::Sample => {}
     }
-    let bytes = rng.randint(0, 256, &sizes);
+    let bytes = rng.randint(0, input.levels as i32, &sizes);
     let bytes = bytes.as_slice::<i32>();
     Tensor::from_fn(&sizes, |i| bytes[i] as u8)
 }
