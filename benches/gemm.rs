@@ -168,7 +168,7 @@ fn layer_table() {
             let run = |i| match i {
                 0 => conv::forward(&conv, &x, &w, &mut y, &Epilogue::default()),
                 1 => conv::input_grad(&conv, &dy, &w, &mut dx, &Epilogue::default()),
-                _ => conv::weight_grad(&conv, &x, &dy, &mut dw, false),
+                _ => conv::weight_grad(&conv, &x, &dy, &mut dw, false, false),
             };
             let [f, i, g] = pool(threads).install(|| best(budget(), run)).map(|s: f64| s * 1e3);
             println!("| {name} | {threads} | {f:.3} | {i:.3} | {g:.3} | {:.0} |", flops / f / 1e6);

@@ -250,3 +250,37 @@ fn threads_change_no_bit() {
         );
     }
 }
+
+/// Tokens that do not fit bytes: every sequence of two of 300 has its probability, and samples are such tokens.
+#[test]
+fn vocabularies_larger_than_bytes_sum_to_one() {
+    const LEVELS: usize = 300;
+    for name in ["causal_cnn", "transformer", "hmm_tokens"] {
+        let mut recipe = config::find(MODELS, name).unwrap();
+        if name != "hmm_tokens" {
+            recipe = config::tiny(recipe.info).unwrap();
+        }
+        recipe.set(&["shape=[2]", &format!("levels={LEVELS}")]).unwrap();
+        let model = recipe.build().unwrap();
+        let mut rng = Philox::new(3);
+        let values = rng.randint(0, LEVELS as i32, [200, 2]);
+        no_grad(|| model.solve(&Dataset::new("tokens", values), &mut rng)).unwrap();
+        let all = Tensor::from_fn([LEVELS * LEVELS, 2], |i| {
+            let pair = i as i32 / 2;
+            if i % 2 == 0 { pair / LEVELS as i32 } else { pair % LEVELS as i32 }
+        });
+        let nats = no_grad(|| model.log_prob(&Batch::new(all.clone()), &mut rng)).nats.to_f64_vec();
+        let mass: f64 = nats.iter().map(|x| x.exp()).sum();
+        assert!((mass - 1.0).abs() < 1e-3, "{name}: a mass of {mass}");
+        let drawn = model.sample(500, &SampleOptions::default(), &mut rng).unwrap();
+        assert_eq!(drawn.dtype(), DType::I32, "{name}");
+        assert!(drawn.as_slice::<i32>().iter().all(|t| (0..LEVELS as i32).contains(t)), "{name}");
+        assert!(drawn.as_slice::<i32>().iter().any(|t| *t > 255), "{name}: only bytes were drawn");
+        let strange = Dataset::new("strange", Tensor::from_slice(&[1, 2, 3, LEVELS as i32], [2, 2]));
+        let message = model.input().check(&strange).unwrap_err().to_string();
+        assert!(
+            message.contains("strange: row 1, column 1: 300; the model knows the values 0..300"),
+            "{message}"
+        );
+    }
+}

@@ -5,7 +5,6 @@ use crate::data::{self, Dataset, ReadOptions, Schema, Wish};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::models::file::{self, ModelFile};
-use crate::tensor::DType;
 use crate::train::{Evaluate, LogProbs, log_probs_while};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,7 +61,7 @@ impl Reading {
     pub fn open_for(&self, path: &Path, file: &ModelFile) -> Result<Dataset> {
         let input = file.model.input();
         let window = match *input.shape {
-            [time] if input.dtypes[0] == DType::U8 => Some(time),
+            [time] if !input.dtypes[0].is_float() => Some(time),
             [time, _] => Some(time),
             _ => None,
         };

@@ -52,7 +52,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             Some(_) => {}
         }
     }
-    let (shape, tokens) = (&input.shape[..], input.dtypes[0] == DType::U8);
+    let (shape, tokens) = (&input.shape[..], !input.dtypes[0].is_float());
     let (fits, what) = match ending {
         "png" => (matches!(shape, [_, _, 1 | 3]), "images"),
         "csv" => (shape.len() == 1 && !tokens, "rows of a table"),

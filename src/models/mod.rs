@@ -82,7 +82,7 @@ pub struct Input {
     pub dtypes: &'static [DType],
     /// Number of classes, for models conditioned on a label in `0..classes`.
     pub classes: Option<usize>,
-    /// Bytes are in `0..levels`.
+    /// Bytes and tokens are in `0..levels`.
     pub levels: usize,
     /// Whether numbers may be missing (NaN).
     pub missing: bool,
@@ -96,6 +96,13 @@ impl Default for Input {
 }
 
 impl Input {
+    /// Tokens in `0..levels`: bytes where they suffice, else `i32`; either is read.
+    pub fn tokens(shape: Vec<usize>, levels: usize) -> Self {
+        let dtypes: &[DType] =
+            if levels <= 256 { &[DType::U8, DType::I32] } else { &[DType::I32, DType::U8] };
+        Self { shape, dtypes, levels, ..Self::default() }
+    }
+
     /// Whether `data` can be modelled.
     ///
     /// # Errors
@@ -134,6 +141,11 @@ impl Input {
                 let (bytes, levels) = (values.as_slice::<u8>(), self.levels);
                 let at = bytes.iter().position(|&b| b as usize >= levels)?;
                 (at, format!("{}; the model knows the values 0..{levels}", bytes[at]))
+            }
+            DType::I32 => {
+                let (tokens, levels) = (values.as_slice::<i32>(), self.levels);
+                let at = tokens.iter().position(|&t| t < 0 || t as usize >= levels)?;
+                (at, format!("{}; the model knows the values 0..{levels}", tokens[at]))
             }
             dtype if dtype.is_float() => {
                 let refused = |x: f64| x.is_infinite() || (x.is_nan() && !self.missing);

@@ -46,7 +46,10 @@ pub(super) fn run<E: Elem>(
 /// The sizes of source and destination, channels of the destination, stride and offsets.
 type Geometry<'a> = ((usize, usize), (usize, usize), usize, usize, &'a [(isize, isize)]);
 
-/// [`run`] on words: `image` hands image i of the source to a product over `k` words.
+/// Hands image i of the source to a product.
+type Images<'a, W> = dyn Fn(usize, &mut dyn FnMut(&dyn Source<W>)) + Sync + 'a;
+
+/// [`run`] on words, `k` of them for each pixel of an image.
 fn spread<E: Elem, W: Word>(
     batch: usize,
     k: usize,
@@ -54,7 +57,7 @@ fn spread<E: Elem, W: Word>(
     ((sh, sw), (dh, dw), cd, stride, offsets): Geometry<'_>,
     dst: &mut [E],
     epilogue: &Epilogue<'_, E>,
-    image: &(dyn Fn(usize, &mut dyn FnMut(&dyn Source<W>)) + Sync),
+    image: &Images<'_, W>,
 ) {
     let (rows, n, per) = (sh * sw, offsets.len() * cd, dh * dw * cd);
     let rights = Product { m: batch * rows, n, k, a: b, b, isa: isa() }.rights(0, k);

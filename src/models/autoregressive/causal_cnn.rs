@@ -78,7 +78,7 @@ const MAX_PARAMS: usize = 1 << 28;
 pub struct Config {
     /// `[T]` tokens or `[T, D]` numbers.
     pub shape: Vec<usize>,
-    /// Tokens are in 0..levels, at most 256; 0 for numbers.
+    /// Tokens are in 0..levels, at most 65536; 0 for numbers.
     pub levels: usize,
     /// Normal components per number; 0 for tokens.
     pub components: usize,

@@ -49,8 +49,8 @@ impl Steps {
             ));
         }
         match shape.len() {
-            1 if !(2..=256).contains(levels) => {
-                fail(format!("levels = {levels}; expected 2..=256 for tokens"))
+            1 if !(2..=1 << 16).contains(levels) => {
+                fail(format!("levels = {levels}; expected 2..=65536 for tokens"))
             }
             1 if *components != 0 => fail(format!("components = {components}; expected 0 for tokens")),
             2 if *levels != 0 => fail(format!("levels = {levels}; expected 0 for numbers (T, D)")),
@@ -87,9 +87,10 @@ impl Steps {
     }
 
     pub(super) fn input(&self) -> Input {
-        let dtypes: &[DType] = if self.tokens() { &[DType::U8] } else { &[DType::F32, DType::F64] };
-        let levels = if self.tokens() { self.levels } else { 256 };
-        Input { shape: self.shape.clone(), dtypes, levels, ..Input::default() }
+        if self.tokens() {
+            return Input::tokens(self.shape.clone(), self.levels);
+        }
+        Input { shape: self.shape.clone(), dtypes: &[DType::F32, DType::F64], ..Input::default() }
     }
 }
 
@@ -256,7 +257,10 @@ impl Ends {
             return Err(e);
         }
         let shape: Vec<usize> = [&[n], &self.steps.shape[..]].concat();
-        let Some(moments) = &self.moments else { return Ok(Tensor::from_fn(shape, |i| out[i] as u8)) };
+        let Some(moments) = &self.moments else {
+            let tokens = Tensor::from_fn(shape, |i| out[i] as i32);
+            return Ok(tokens.cast(self.steps.input().dtypes[0]));
+        };
         let moments = moments.get().to_f64_vec();
         Ok(Tensor::from_fn(shape, |i| {
             (f64::from(out[i]) * moments[width + i % width] + moments[i % width]) as f32

@@ -105,7 +105,7 @@ impl Config {
         let rules = [
             (matches!(shape.len(), 1 | 2), "shape", "[T] tokens or [T, D] numbers"),
             (shape.iter().all(|n| (1..=1 << 16).contains(n)), "shape", "sizes of 1 to 65536"),
-            (!tokens || (2..=256).contains(levels), "levels", "2 to 256 for tokens"),
+            (!tokens || (2..=1 << 16).contains(levels), "levels", "2 to 65536 for tokens"),
             (tokens || *levels == 0, "levels", "0 for numbers"),
             ((1..=1 << 10).contains(states), "states", "1 to 1024"),
             (
@@ -484,7 +484,7 @@ impl Model for Hmm {
         let shape = self.config.shape.clone();
         match self.scaling {
             Some(_) => Input { shape, dtypes: &[DType::F32, DType::F64], ..Input::default() },
-            None => Input { shape, dtypes: &[DType::U8], levels: self.config.levels, ..Input::default() },
+            None => Input::tokens(shape, self.config.levels),
         }
     }
 
@@ -535,7 +535,7 @@ impl Model for Hmm {
                 let path: Vec<i32> = path.iter().map(|s| *s as i32).collect();
                 let at = Tensor::from_slice(&path, [n * t]);
                 let tokens = rng.categorical(&crate::ops::index::gather_rows(&table, &at));
-                tokens.cast(DType::U8).reshape(shape)
+                tokens.cast(self.input().dtypes[0]).reshape(shape)
             }
             _ => unreachable!("numbers have a scaling"),
         })
