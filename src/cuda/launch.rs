@@ -1,6 +1,6 @@
 //! The arguments and the geometry of a launch.
 
-use super::{Kernel, Output};
+use super::{Held, Kernel, Output};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use std::borrow::Cow;
@@ -137,6 +137,31 @@ impl<T: bytemuck::NoUninit> Arg for Struct<T> {
     }
     fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
         Cow::Borrowed(bytemuck::bytes_of(&self.0))
+    }
+}
+
+/// Records that a kernel reads, from [`super::Gpu::table`].
+pub(crate) struct Table {
+    held: Held,
+    record: usize,
+}
+
+impl Table {
+    /// Records of `record` bytes.
+    pub(super) fn new(held: Held, record: usize) -> Self {
+        Self { held, record }
+    }
+}
+
+impl Arg for Table {
+    fn address(&self) -> *const c_void {
+        self.held.slot()
+    }
+    fn kind(&self) -> String {
+        format!("const struct of {}*", self.record)
+    }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
     }
 }
 

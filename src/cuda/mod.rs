@@ -28,7 +28,7 @@ mod replay;
 mod staging;
 
 pub(crate) use handle::{Gpu, Held};
-pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Wanted, Words};
+pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Table, Wanted, Words};
 pub(crate) use replay::parameter_moved;
 pub use replay::{Replay, Work, kernels_of, replays, without_replay};
 
@@ -305,6 +305,16 @@ impl Gpu {
         held
     }
 
+    /// Records in device memory for a kernel that works on many tensors. They may hold addresses, which differ from run
+    /// to run: `same` is what must not.
+    pub(crate) fn table<T: bytemuck::NoUninit>(self, records: &[T], same: &[u8]) -> Table {
+        let bytes: &[u8] = bytemuck::cast_slice(records);
+        replay::uploaded(same);
+        let held = self.alloc(bytes.len(), true);
+        held.overwrite(bytes);
+        Table::new(held, std::mem::size_of::<T>())
+    }
+
     /// Room for a tensor that kernels will write.
     pub(crate) fn empty(self, shape: impl Into<Shape>, dtype: DType) -> Output {
         let shape = shape.into();
@@ -356,6 +366,11 @@ impl Output {
     /// The finished tensor, unrecorded.
     pub(crate) fn finish(self) -> Tensor {
         Tensor::on_device(self.held, self.shape, self.dtype)
+    }
+
+    /// Where it lies, for a [`Table`].
+    pub(crate) fn address(&self) -> u64 {
+        self.held.address()
     }
 
     /// The memory of a tensor, for kernels that change it in place.

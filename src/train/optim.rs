@@ -10,10 +10,9 @@
 use super::FitOptions;
 use crate::cpu::par;
 use crate::cpu::simd::vectorize;
-use crate::cuda::{Grid, Kernel};
+use crate::cuda::{self, Gpu, Grid, Kernel, Optional, Output, Table};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Param, ParamStore};
-use crate::ops::shape::concat;
 use crate::tensor::{DType, Float, Tensor};
 use std::collections::BTreeMap;
 
@@ -149,24 +148,31 @@ impl Optimiser {
         crate::cuda::on_host(|| self.advance(lr, 1.0, options).device(most))
     }
 
-    /// One update on a device, with everything that differs from step to step in its memory: `rates` from
+    /// One update on a device in one launch, with everything that differs from step to step in its memory: `rates` from
     /// [`Self::next_rates`] and the `gate` of [`gate`].
     pub(super) fn step_on_device(&mut self, grads: &[Tensor], rates: &Tensor, gate: &Tensor) {
         self.fits(grads);
-        for (slot, g) in self.slots.iter_mut().zip(grads) {
-            let Slot { name, param, m, v, ema } = slot;
-            let gpu = g.gpu().expect("all gradients are on the device of the first");
+        let gpu = rates.gpu().expect("the numbers of a step are on its device");
+        let mut chunks = Vec::new();
+        // Kept until the launch is queued.
+        let mut changed: Vec<Output> = Vec::new();
+        for (Slot { name, param, m, v, ema }, g) in self.slots.iter_mut().zip(grads) {
             assert_eq!(g.dtype(), DType::F32, "Optimiser: parameters on devices are f32, {name} is not");
-            let (n, grid) = (g.len() as i64, Grid::flat(g.len()));
-            param.update(|w| {
-                let kernel = Kernel { file: "adam", symbol: "adam_f32" };
-                gpu.launch(kernel, grid, &[&w.change(), &m.change(), &v.change(), g, &n, rates, gate]);
-            });
-            if let Some(average) = ema {
-                let kernel = Kernel { file: "adam", symbol: "average_f32" };
-                gpu.launch(kernel, grid, &[&average.change(), &param.get(), &n, rates, gate]);
-            }
+            let mut place = |output: Output| {
+                changed.push(output);
+                changed[changed.len() - 1].address()
+            };
+            let whole = Chunk {
+                w: place(param.update(Tensor::change)),
+                m: place(m.change()),
+                v: place(v.change()),
+                average: ema.as_mut().map_or(0, |e| place(e.change())),
+                ..Chunk::of(g)
+            };
+            whole.cut(&mut chunks);
         }
+        let kernel = Kernel { file: "adam", symbol: "adam_f32" };
+        gpu.launch(kernel, Grid::new(chunks.len(), 256), &[&table(gpu, &chunks), rates, gate]);
     }
 
     #[track_caller]
@@ -236,24 +242,75 @@ impl Optimiser {
     }
 }
 
-/// √Σ g² over all gradients, summed in f64 in a fixed order. Not finite if and only if a gradient is not.
+/// As `Chunk` in `kernels/adam.cu`: addresses and the number of elements there.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Chunk {
+    w: u64,
+    m: u64,
+    v: u64,
+    /// 0 where there is none.
+    average: u64,
+    g: u64,
+    n: i64,
+}
+
+/// Elements of a chunk at most: a multiple of a pack.
+const CHUNK: usize = 4096;
+
+impl Chunk {
+    /// A whole gradient on a device.
+    fn of(g: &Tensor) -> Self {
+        let held = g.held().expect("the gradient is on a device");
+        Self { w: 0, m: 0, v: 0, average: 0, g: held.address(), n: g.len() as i64 }
+    }
+
+    /// Its chunks.
+    fn cut(self, into: &mut Vec<Self>) {
+        let Self { w, m, v, average, g, n } = self;
+        into.extend((0..n).step_by(CHUNK).map(|at| {
+            let moved = |address: u64| if address == 0 { 0 } else { address + 4 * at as u64 };
+            let [w, m, v, average, g] = [w, m, v, average, g].map(moved);
+            Self { w, m, v, average, g, n: (n - at).min(CHUNK as i64) }
+        }));
+    }
+}
+
+/// Chunks where kernels find them; what repeats itself from step to step is their lengths.
+fn table(gpu: Gpu, chunks: &[Chunk]) -> Table {
+    let lengths: Vec<i64> = chunks.iter().map(|c| c.n).collect();
+    gpu.table(chunks, bytemuck::cast_slice(&lengths))
+}
+
+/// √Σ g² over all gradients, summed in f64 in a fixed order. Not finite if and only if a gradient is not, or, on devices,
+/// the sum is beyond f32.
 pub fn norm(grads: &[Tensor]) -> f64 {
-    if grads.iter().any(|g| g.gpu().is_some()) {
-        return total_square(grads).map_or(0.0, |t| t.item()).sqrt();
+    if let Some(gpu) = grads.iter().find_map(|g| g.gpu()) {
+        return device_gate(gpu, None, grads).to_f64_vec()[1].sqrt();
     }
     let squares = |g: &Tensor| with_param!(g.dtype(), T => sum_of_squares(g.as_slice::<T>()));
     grads.iter().map(squares).sum::<f64>().sqrt()
 }
 
-/// Σ g² as a tensor, so that the host waits for a device once, whatever the number of tensors.
-fn total_square(grads: &[Tensor]) -> Option<Tensor> {
-    grads.iter().map(|g| g.square().sum_all()).reduce(|a, b| &a + &b)
-}
-
 /// (2,) the loss and Σ g² on a device: a step with numbers that are not finite is not taken.
 pub(super) fn gate(loss: &Tensor, grads: &[Tensor]) -> Tensor {
-    let square = total_square(grads).unwrap_or_else(|| loss.zeros_like());
-    concat(&[&loss.cast(DType::F32).reshape([1]), &square.reshape([1])], 0)
+    let gpu = loss.gpu().expect("the loss is on the device of the step");
+    device_gate(gpu, Some(&loss.cast(DType::F32)), grads)
+}
+
+/// (2,) the loss or 0, and Σ g²: sums of chunks, added in order.
+fn device_gate(gpu: Gpu, loss: Option<&Tensor>, grads: &[Tensor]) -> Tensor {
+    let grads: Vec<Tensor> = grads.iter().map(|g| g.cast(DType::F32)).collect();
+    let mut chunks = Vec::new();
+    grads.iter().for_each(|g| Chunk::of(g).cut(&mut chunks));
+    let parts = gpu.empty([chunks.len().max(1)], DType::F64);
+    let kernel = |symbol| Kernel { file: "adam", symbol };
+    gpu.launch(kernel("squares_f32"), Grid::new(chunks.len(), 256), &[&parts, &table(gpu, &chunks)]);
+    let gate = gpu.empty([2], DType::F32);
+    let (parts, count) = (parts.finish(), chunks.len() as i32);
+    let args: &[&dyn cuda::Arg] = &[&gate, &Optional(loss, DType::F32), &parts, &count];
+    gpu.launch(kernel("gate_f32"), Grid::new(1, 256), args);
+    gate.finish()
 }
 
 fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
