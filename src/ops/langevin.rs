@@ -3,14 +3,16 @@
 //! elementwise for a gradient g shaped as x. The noise of element i is element i of one draw of the generator, so it
 //! is the same on every device and for any number of threads. One pass: 12 bytes per element at f32.
 //!
+//! [`langevin_put`] is the last step of a persistent chain: finite rows also go back into the replay buffer.
+//!
 //! Backward, y known: dx = dy where y lies strictly inside the range; dg = −step dx where |g| < clip.
 
-use super::{Case, OpInfo, binary, cast, normal, unary};
+use super::{Case, OpInfo, binary, cast, normal, replay_buffer, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
 use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
 use crate::random::{Draw, Philox};
-use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
+use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -24,6 +26,7 @@ const FORWARD: Kernels =
     Kernels::new("langevin", ["langevin_forward_f32", "langevin_forward_bf16", "langevin_forward_f16"]);
 const BACKWARD: Kernels =
     Kernels::new("langevin", ["langevin_backward_f32", "langevin_backward_bf16", "langevin_backward_f16"]);
+const PUT: Kernels = Kernels::new("langevin", ["langevin_put_f32", "langevin_put_bf16", "langevin_put_f16"]);
 
 /// The numbers of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,6 +81,35 @@ pub fn langevin(x: &Tensor, g: &Tensor, how: Langevin, rng: &mut Philox) -> Tens
     y
 }
 
+/// A step of the rows x (N, ...), unrecorded; those whose numbers are all finite are also put into `buffer` (S, ...) at
+/// `slots` (N) i32, which differ from each other. A row with a negative slot stays out. One launch on devices.
+///
+/// # Panics
+/// When shapes or dtypes do not fit, or a slot is beyond the buffer (on devices its row is dropped).
+#[track_caller]
+pub fn langevin_put(
+    x: &Tensor,
+    g: &Tensor,
+    how: Langevin,
+    rng: &mut Philox,
+    buffer: &mut Tensor,
+    slots: &Tensor,
+) -> Tensor {
+    assert_eq!((x.shape(), x.dtype()), (g.shape(), g.dtype()), "langevin: x and its gradient differ");
+    let n = replay_buffer::row("langevin put", buffer, slots, x);
+    let Some(gpu) = cuda::on("langevin put", &[x, g, buffer, slots]) else {
+        let y = autograd::no_grad(|| langevin(x, g, how, rng));
+        replay_buffer::put(buffer, slots, &y);
+        return y;
+    };
+    let (y, step, draw) = (gpu.empty(x.shape(), x.dtype()), Struct(Step::of(&how)), device_draw(&how, rng));
+    let threads = n.div_ceil(4).next_multiple_of(32).clamp(32, 256) as u32;
+    let (grid, n, size) = (Grid::new(slots.len(), threads), n as i64, buffer.shape()[0] as i32);
+    let args: &[&dyn cuda::Arg] = &[&y, &buffer.change(), x, g, slots, &n, &size, &step, &draw];
+    gpu.launch(PUT.of(x.dtype()), grid, args);
+    y.finish()
+}
+
 /// As `Step` in kernels/langevin.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -88,11 +120,21 @@ struct Step {
     range: [f32; 2],
 }
 
+impl Step {
+    fn of(how: &Langevin) -> Self {
+        let [step, noise, clip] = [how.step, how.noise, how.clip].map(|x| x as f32);
+        Self { step, noise, clip, range: how.range.map(|x| x as f32) }
+    }
+}
+
+/// The noise of a step; none is drawn where its deviation is 0.
+fn device_draw(how: &Langevin, rng: &mut Philox) -> cuda::Draw {
+    if how.noise == 0.0 { rng.clone().device_draw() } else { rng.device_draw() }
+}
+
 /// A step on a device, with its gradient: the noise is made again instead of kept.
 fn launch(gpu: Gpu, x: &Tensor, g: &Tensor, how: Langevin, rng: &mut Philox) -> Tensor {
-    let draw = if how.noise == 0.0 { rng.clone().device_draw() } else { rng.device_draw() };
-    let [step, noise, clip] = [how.step, how.noise, how.clip].map(|x| x as f32);
-    let step = Struct(Step { step, noise, clip, range: how.range.map(|x| x as f32) });
+    let (draw, step) = (device_draw(&how, rng), Struct(Step::of(&how)));
     let (y, n) = (gpu.empty(x.shape(), x.dtype()), x.len());
     let (grid, count) = (Grid::flat(n.div_ceil(4)), n as i64);
     gpu.launch(FORWARD.of(x.dtype()), grid, &[&y, x, g, &count, &step, &draw]);
@@ -170,6 +212,24 @@ fn cases() -> Vec<Case> {
             );
         }
     }
+    for rest in [&[1][..], &[7], &[3, 5, 2], &[8, 8, 16], &[301]] {
+        let of = |seed, rows: usize| normal(seed, &[&[rows], rest].concat());
+        for slots in [[4i32, 0, 5, 2], [1, -1, 3, 0]] {
+            let inputs = vec![of(1, 4), of(2, 4), of(3, 6), Tensor::from_slice(&slots, [4])];
+            let run = move |x: &[Tensor]| {
+                let mut buffer = x[2].detach();
+                let y = langevin_put(&x[0], &x[1], bounded, &mut Philox::new(3), &mut buffer, &x[3]);
+                vec![y, buffer]
+            };
+            let composite = |x: &[Tensor]| {
+                let y = composite(&x[0], &x[1], bounded, &mut Philox::new(3));
+                let buffer = replay_buffer::composite_put(&x[2], &x[3], &y);
+                vec![y, buffer]
+            };
+            let case = Case::new(format!("put {rest:?} at {slots:?}"), inputs, run).order(0);
+            cases.push(if slots[1] < 0 { case } else { case.composite(composite) });
+        }
+    }
     let shape = [64, 28, 28, 16];
     let n: usize = shape.iter().product();
     cases.push(
@@ -180,4 +240,23 @@ fn cases() -> Vec<Case> {
         .bench(12 * n, 40 * n),
     );
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_not_finite_or_have_no_slot_stay_out() {
+        let (x, g) = (
+            Tensor::ones([3, 2], DType::F32),
+            Tensor::from_slice(&[0.0f32, 1.0, f32::NAN, 0.0, 2.0, 3.0], [3, 2]),
+        );
+        let (how, mut buffer) =
+            (Langevin { noise: 0.0, ..Langevin::unadjusted(1.0) }, Tensor::zeros([4, 2], DType::F32));
+        let slots = Tensor::from_slice(&[3i32, 1, -1], [3]);
+        let y = langevin_put(&x, &g, how, &mut Philox::new(1), &mut buffer, &slots);
+        assert_eq!(buffer.to_f64_vec(), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        assert_eq!(y.to_f64_vec()[4..], [-1.0, -2.0]);
+    }
 }

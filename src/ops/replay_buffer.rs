@@ -2,7 +2,7 @@
 //! anew, and put back when the chains have moved. Unrecorded.
 //! ```text
 //! take:  y_i = start_i where fresh_i ≠ 0, else buffer at slot_i            (N, ...)
-//! put:   buffer at slot_i = y_i, unless y_i has a number that is not finite
+//! put:   buffer at slot_i = y_i, unless y_i has a number that is not finite or slot_i is negative
 //! ```
 //! buffer (S, ...), slots (N) i32, different where something is put; fresh (N). 12 bytes per number taken, 8 per number
 //! put; one launch each on devices, and nothing comes to the host.
@@ -25,7 +25,7 @@ const PUT: Kernels = Kernels::new("replay_buffer", ["replay_put_f32", "replay_pu
 
 /// The numbers of a row, once the shapes fit.
 #[track_caller]
-fn row(op: &str, buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> usize {
+pub(super) fn row(op: &str, buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> usize {
     assert!(
         buffer.rank() > 0
             && rows.shape().first() == slots.shape().first()
@@ -72,10 +72,11 @@ pub fn take(buffer: &Tensor, slots: &Tensor, fresh: &Tensor, start: &Tensor) -> 
     })
 }
 
-/// Puts the rows (N, ...) that are finite into `buffer` (S, ...) at `slots` (N), which differ from each other.
+/// Puts the rows (N, ...) that are finite into `buffer` (S, ...) at `slots` (N), which differ from each other. A row with a
+/// negative slot stays out.
 ///
 /// # Panics
-/// When shapes or dtypes do not fit, or a slot is outside the buffer (on devices its row is dropped).
+/// When shapes or dtypes do not fit, or a slot is beyond the buffer (on devices its row is dropped).
 #[track_caller]
 pub fn put(buffer: &mut Tensor, slots: &Tensor, rows: &Tensor) {
     let n = row("replay put", buffer, slots, rows);
@@ -88,7 +89,7 @@ pub fn put(buffer: &mut Tensor, slots: &Tensor, rows: &Tensor) {
     with_float!(rows.dtype(), T => {
         let to = buffer.make_mut::<T>();
         for (slot, row) in slots.as_slice::<i32>().iter().zip(rows.as_slice::<T>().chunks(n.max(1))) {
-            if row.iter().all(|x| x.to_f64().is_finite()) {
+            if *slot >= 0 && row.iter().all(|x| x.to_f64().is_finite()) {
                 to[*slot as usize * n..][..n].copy_from_slice(row);
             }
         }

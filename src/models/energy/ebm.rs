@@ -24,7 +24,7 @@ use crate::data::{Dataset, Prepare, Transform};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
-use crate::ops::langevin::{Langevin, langevin};
+use crate::ops::langevin::{Langevin, langevin, langevin_put};
 use crate::ops::replay_buffer;
 use crate::ops::shape;
 use crate::random::Philox;
@@ -185,8 +185,8 @@ pub struct Ebm {
     partition: Partition,
     dtype: DType,
     safe: Mutex<Safe>,
-    /// A step of the chains that training runs.
-    chain: Mutex<Replay>,
+    /// A step of the chains that training runs, and the last one.
+    chain: Mutex<[Replay; 2]>,
 }
 
 /// Weights to come back to.
@@ -301,13 +301,19 @@ impl Ebm {
         let noise = self.net.noise(n, self.dtype, rng).beside(&buffer);
         let start = replay_buffer::take(&buffer, &slots, &fresh, &noise);
         drop(buffer);
-        let mut replay = self.chain.lock().unwrap_or_else(|e| e.into_inner());
-        let ends = self.chains(start, self.config.chain.steps, self.langevin(), rng, &mut replay);
-        // Of the rows that share a slot the last one counts.
-        let kept = n.min(size);
-        let last = |t: &Tensor| t.detach().narrow(0, n - kept, kept);
-        self.replay.update(|buffer| replay_buffer::put(buffer, &last(&slots), &last(&ends)));
-        ends
+        let mut replays = self.chain.lock().unwrap_or_else(|e| e.into_inner());
+        let ([step, last], how) = (&mut *replays, self.langevin());
+        let moved = self.chains(start, self.config.chain.steps - 1, how, rng, step);
+        // Of the rows that share a slot the last one is kept.
+        let homes = Tensor::from_fn([n], |i| if i + size < n { -1 } else { order[i % size] as i32 });
+        let weights = self.net.weights().detached();
+        let inputs: Vec<&Tensor> = [&moved, &homes].into_iter().chain(weights.tensors()).collect();
+        let ends = last.run(&inputs, rng, &mut |inputs, rng| {
+            let (x, homes) = (&inputs[0], &inputs[1]);
+            let (_, g) = weights.with(&inputs[2..]).gradient(x);
+            vec![self.replay.update(|buffer| langevin_put(x, &g, how, rng, buffer, homes))]
+        });
+        ends.into_iter().next().expect("one output")
     }
 
     /// E(x⁺) and E(x⁻), recorded.
