@@ -11,7 +11,7 @@
 //! to [−1, 1]. The likelihood is exact: log p(x) of the bytes, pixel by pixel.
 
 use super::incremental::{Grid, PointConv, in_groups, padded, pick};
-use super::walk::{Walk, Wiring};
+use super::walk::{Before, Behind, Law, Walk, Wiring};
 use crate::cpu::gemm::Act;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
@@ -285,20 +285,20 @@ impl<E: Elem> Points<E> {
     /// The same layers for a device.
     fn on_device(&self) -> Walk<E> {
         let Config { shape, channels, levels, .. } = self.config;
-        let (mut walk, pixels) = Walk::new(shape, levels);
-        let plain = |from, to| Wiring { from, to, residual: None, relu: [false, false] };
+        let (mut walk, pixels) = Walk::new(shape, Law::Softmax(levels));
+        let (plain, both) = (Wiring::plain, (Before::Relu, Behind::Relu));
         let mut stream = walk.vector(channels);
         walk.layer(&self.stem, plain(pixels, stream));
         for [reduce, middle, expand] in &self.blocks {
             let (seen, inner) = (walk.grid(channels / 2), walk.vector(channels / 2));
             let behind = walk.vector(channels);
-            walk.layer(reduce, Wiring { relu: [true, true], ..plain(stream, seen) });
-            walk.layer(middle, Wiring { relu: [false, true], ..plain(seen, inner) });
+            walk.layer(reduce, Wiring { act: both, ..plain(stream, seen) });
+            walk.layer(middle, Wiring { act: (Before::Plain, Behind::Relu), ..plain(seen, inner) });
             walk.layer(expand, Wiring { residual: Some(stream), ..plain(inner, behind) });
             stream = behind;
         }
         let top = walk.vector(channels);
-        walk.layer(&self.head, Wiring { relu: [true, true], ..plain(stream, top) });
+        walk.layer(&self.head, Wiring { act: both, ..plain(stream, top) });
         let logits = walk.vector(shape[2] * levels);
         walk.layer(&self.logits, plain(top, logits));
         walk

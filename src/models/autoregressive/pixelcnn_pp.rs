@@ -14,6 +14,7 @@
 //! acts while gradients are recorded.
 
 use super::incremental::{Grid, PointConv, in_groups, padded};
+use super::walk::{Before, Behind, Edge, Law, Walk, Wiring};
 use crate::autograd;
 use crate::cpu::gemm::Act;
 use crate::cpu::math;
@@ -314,8 +315,12 @@ impl Model for PixelCnnPp {
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         let Config { shape: [h, w, c], classes, .. } = self.config;
         options.check("pixelcnn_pp", classes)?;
-        let bytes = self.store.on_host(|| {
-            let points = Points::new(self, options.label);
+        let points = self.store.on_host(|| Points::new(self, options.label));
+        let walk = self.out.weight.get().gpu().map(|gpu| (gpu, points.on_device()));
+        if let Some((gpu, walk)) = walk.filter(|(_, walk)| walk.fits()) {
+            return walk.draw(gpu, n, options.temperature, [1.0 / 127.5, -1.0], rng);
+        }
+        let bytes = crate::cuda::on_host(|| {
             in_groups(n, h * w * c, h * w * (1 + c), rng, |uniforms, images| {
                 points.walk(images.len() / (h * w * c), |at, row, params| {
                     let u = &uniforms[(row * h * w + at) * (1 + c)..][..1 + c];
@@ -399,6 +404,44 @@ impl Points {
             blocks: model.blocks.iter().map(|b| b.each_ref().map(|g| GatedPoints::new(g, label))).collect(),
             out: model.out.point(None, [0, 0]),
         }
+    }
+
+    /// The same layers for a device: the vertical stack is made for whole rows.
+    fn on_device(&self) -> Walk<f32> {
+        let Config { shape: [h, w, c], channels, components, .. } = self.config;
+        let (mut walk, pixels) = Walk::new([h, w, c], Law::Logistics(components));
+        let plain = Wiring::plain;
+        let elu = (Before::ConcatElu, Behind::Plain);
+        let gated = |from, to, x| {
+            let act = (Before::ConcatElu, Behind::Gate);
+            Wiring { act, residual: Some(x), ..plain(from, to) }
+        };
+        let [up, above, left] = &self.stems;
+        let mut x = walk.grid(channels);
+        walk.row_layer(up, Wiring { edge: Some(Edge::Top), ..plain(pixels, x) });
+        let mut asides = Vec::new();
+        for [block, _] in &self.blocks {
+            let [inner, behind] = [(); 2].map(|()| walk.grid(channels));
+            walk.row_layer(&block.first, Wiring { act: elu, ..plain(x, inner) });
+            walk.row_layer(&block.second, gated(inner, behind, x));
+            x = behind;
+            asides.push(x);
+        }
+        let part = walk.vector(channels);
+        let mut x = walk.grid(channels);
+        walk.layer(above, Wiring { edge: Some(Edge::Top), ..plain(pixels, part) });
+        walk.layer(left, Wiring { edge: Some(Edge::Left), residual: Some(part), ..plain(pixels, x) });
+        for ([_, block], other) in self.blocks.iter().zip(asides) {
+            let [inner, behind] = [(); 2].map(|()| walk.grid(channels));
+            let aside = block.aside.as_ref().expect("a horizontal block looks at the vertical stack");
+            walk.layer(&block.first, Wiring { act: elu, ..plain(x, part) });
+            walk.layer(aside, Wiring { act: elu, residual: Some(part), ..plain(other, inner) });
+            walk.layer(&block.second, gated(inner, behind, x));
+            x = behind;
+        }
+        let params = walk.vector(params_per_pixel(c, components));
+        walk.layer(&self.out, Wiring { act: elu, ..plain(x, params) });
+        walk
     }
 
     /// A gated block in row `i` from column `j` on: the entries (rows, w) of `xs` become its outputs. Its second

@@ -25,16 +25,66 @@ pub(super) enum Place {
     Grid(usize),
 }
 
+/// What a layer does to the numbers that it reads.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Before {
+    /// Nothing.
+    Plain,
+    /// max(x, 0).
+    Relu,
+    /// elu of (x, −x): twice the channels.
+    ConcatElu,
+}
+
+/// What it does to its sums.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Behind {
+    /// Nothing.
+    Plain,
+    /// max(·, 0).
+    Relu,
+    /// p · σ(q) of the halves (p, q): half the channels.
+    Gate,
+}
+
+/// Where the sums count as nothing, bias included.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Edge {
+    /// In the first row.
+    Top,
+    /// In the first column.
+    Left,
+}
+
 /// A layer beside its weights.
+#[derive(Clone, Copy)]
 pub(super) struct Wiring {
     /// What its taps read.
     pub(super) from: Place,
     /// Where its channels go.
     pub(super) to: Place,
-    /// The vector that is added.
+    /// What is added; of a grid its numbers at the present pixel.
     pub(super) residual: Option<Place>,
-    /// max(·, 0) of what is read, and of what is written.
-    pub(super) relu: [bool; 2],
+    /// What is done to what is read, and to what is written.
+    pub(super) act: (Before, Behind),
+    /// Where it is left out.
+    pub(super) edge: Option<Edge>,
+}
+
+impl Wiring {
+    /// A convolution and nothing else.
+    pub(super) fn plain(from: Place, to: Place) -> Self {
+        Self { from, to, residual: None, act: (Before::Plain, Behind::Plain), edge: None }
+    }
+}
+
+/// What the bytes of a pixel are drawn from.
+#[derive(Clone, Copy)]
+pub(super) enum Law {
+    /// A softmax over this many levels, colour by colour: layers have channels for each.
+    Softmax(usize),
+    /// A mixture of this many logistics over all colours (`ops::logistic_mixture`): pixels have a channel of ones.
+    Logistics(usize),
 }
 
 /// As `Layer` in the kernel.
@@ -60,42 +110,54 @@ struct Sizes {
     images: i32,
     shape: [i32; 3],
     levels: i32,
+    components: i32,
+    groups: i32,
     layers: i32,
+    rows: i32,
     vector: i32,
     grid: i32,
+    ones: i32,
     widest: i32,
     coldness: f32,
     scale: f32,
     shift: f32,
+    temperature: f32,
 }
 
 /// A network as the kernel wants it.
 pub(super) struct Walk<E> {
     shape: [usize; 3],
-    levels: usize,
+    law: Law,
     weights: Vec<E>,
     taps: Vec<i32>,
     layers: Vec<Layer>,
+    rows: usize,
     vector: usize,
     grid: usize,
     widest: usize,
 }
 
 impl<E: Elem> Walk<E> {
-    /// For images of `shape` [height, width, colours] of bytes below `levels`; and where their pixels are, scaled.
-    pub(super) fn new(shape: [usize; 3], levels: usize) -> (Self, Place) {
+    /// For images of `shape` [height, width, colours] of bytes drawn from `law`; and where their pixels are, scaled.
+    pub(super) fn new(shape: [usize; 3], law: Law) -> (Self, Place) {
         let mut walk = Self {
             shape,
-            levels,
+            law,
             weights: Vec::new(),
             taps: Vec::new(),
             layers: Vec::new(),
+            rows: 0,
             vector: 0,
             grid: 0,
             widest: 0,
         };
-        let pixels = walk.grid(shape[2]);
+        let pixels = walk.grid(shape[2] + walk.ones());
         (walk, pixels)
+    }
+
+    /// Channels of ones behind the colours of a pixel.
+    fn ones(&self) -> usize {
+        usize::from(matches!(self.law, Law::Logistics(_)))
     }
 
     /// Room for numbers of the present pixel.
@@ -111,28 +173,54 @@ impl<E: Elem> Walk<E> {
         Place::Grid(self.grid - numbers)
     }
 
-    /// The next layer. The last one writes the logits (colours · levels) to the vector that was made last.
+    /// The next layer, which is calculated for all columns when a row begins: it sees the rows above alone, or what such
+    /// layers made. It comes before all that are not, and reads and writes grids.
+    pub(super) fn row_layer(&mut self, conv: &PointConv<E>, wiring: Wiring) {
+        debug_assert_eq!(self.rows, self.layers.len(), "layers for rows come first");
+        self.layer(conv, wiring);
+        self.rows = self.layers.len();
+    }
+
+    /// The next layer. The last one writes what is drawn from to the vector that was made last.
     pub(super) fn layer(&mut self, conv: &PointConv<E>, wiring: Wiring) {
         let place = |place| match place {
             Place::Vector(at) | Place::Grid(at) => at as i32,
         };
-        let in_grid = |place| i32::from(matches!(place, Place::Grid(_)));
-        let [before, behind] = wiring.relu.map(i32::from);
+        let in_grid = |place| matches!(place, Place::Grid(_));
+        let (before, behind) = wiring.act;
+        let columns = |row: &[E]| match behind {
+            // The kernel takes pairs (p, q).
+            Behind::Gate => (0..row.len()).map(|i| row[i / 2 + i % 2 * (row.len() / 2)]).collect(),
+            _ => row.to_vec(),
+        };
         let weights = self.weights.len() as i32;
-        conv.weights.iter().for_each(|(w, _)| self.weights.extend_from_slice(w));
+        let rows = conv.weights.iter().flat_map(|(w, _)| w.chunks(conv.outputs));
+        self.weights.extend(rows.flat_map(columns));
         let bias = self.weights.len() as i32;
-        conv.weights.iter().for_each(|(_, b)| self.weights.extend_from_slice(b));
+        self.weights.extend(conv.weights.iter().flat_map(|(_, b)| columns(b)));
+        let flags = [
+            before == Before::Relu,
+            behind == Behind::Relu,
+            in_grid(wiring.from),
+            in_grid(wiring.to),
+            wiring.residual.is_some_and(in_grid),
+            before == Before::ConcatElu,
+            behind == Behind::Gate,
+            wiring.edge == Some(Edge::Top),
+            wiring.edge == Some(Edge::Left),
+        ];
+        let inputs = if before == Before::ConcatElu { conv.inputs / 2 } else { conv.inputs };
         let layer = Layer {
             weights,
             bias,
             taps: (self.taps.len() / 2) as i32,
             count: conv.taps.len() as i32,
-            inputs: conv.inputs as i32,
+            inputs: inputs as i32,
             outputs: conv.outputs as i32,
             from: place(wiring.from),
             to: place(wiring.to),
             add: wiring.residual.map_or(-1, place),
-            flags: before + 2 * behind + 4 * in_grid(wiring.from) + 8 * in_grid(wiring.to),
+            flags: flags.iter().enumerate().map(|(bit, on)| i32::from(*on) << bit).sum(),
         };
         self.taps.extend(conv.taps.iter().flatten().map(|&t| t as i32));
         self.widest = self.widest.max(conv.taps.len() * conv.inputs);
@@ -152,7 +240,7 @@ impl<E: Elem> Walk<E> {
     /// Draws `n` images at `temperature`, bytes (N, H, W, C) on the device; a byte b is seen as b `scale` + `shift`.
     ///
     /// # Errors
-    /// [`ErrorKind::NonFinite`] when logits are not finite.
+    /// [`ErrorKind::NonFinite`] when logits or parameters are not finite.
     pub(super) fn draw(
         &self,
         gpu: Gpu,
@@ -169,17 +257,26 @@ impl<E: Elem> Walk<E> {
         let taps = here(Tensor::from_slice(&self.taps, [self.taps.len()]));
         let mut grids = filled(gpu, E::from_f64(0.0), [n, self.grid].into());
         let (images, failed) = (gpu.empty([n, h, w, c], DType::U8), gpu.empty([n], DType::I32));
+        let (levels, components, groups) = match self.law {
+            Law::Softmax(levels) => (levels, 0, c),
+            Law::Logistics(components) => (0, components, 1),
+        };
         let sizes = Struct(Sizes {
             images: n as i32,
             shape: self.shape.map(|s| s as i32),
-            levels: self.levels as i32,
+            levels: levels as i32,
+            components: components as i32,
+            groups: groups as i32,
             layers: self.layers.len() as i32,
+            rows: self.rows as i32,
             vector: self.vector as i32,
             grid: self.grid as i32,
+            ones: self.ones() as i32,
             widest: self.widest as i32,
             coldness: (1.0 / temperature) as f32,
             scale: scale as f32,
             shift: shift as f32,
+            temperature: temperature as f32,
         });
         let grid = Grid { shared: self.shared() as u32, ..Grid::new(n.div_ceil(IMAGES), THREADS as u32) };
         let kernel = KERNELS.of(E::DTYPE);
@@ -187,7 +284,11 @@ impl<E: Elem> Walk<E> {
         let room = grids.change();
         gpu.launch(kernel, grid, &[&images, &failed, &room, &weights, &layers, &taps, &sizes, &draw]);
         if failed.finish().to_f64_vec().iter().any(|f| *f != 0.0) {
-            return Err(Error::new(ErrorKind::NonFinite, "sample: the model's logits are not finite"));
+            let what = match self.law {
+                Law::Softmax(_) => "model's logits",
+                Law::Logistics(_) => "mixture's parameters",
+            };
+            return Err(Error::new(ErrorKind::NonFinite, format!("sample: the {what} are not finite")));
         }
         Ok(images.finish())
     }
