@@ -25,8 +25,8 @@ __device__ void apply(T* out, const T* x, const T* loc, const T* log_scale, int6
         Vec<T, V> v = load_vec<V>(x + r * channels + walk.c);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-            const float x = load(v.v[i]);
-            v.v[i] = store<T>(inverse ? x * scale[i] - shift[i] : (x + shift[i]) * scale[i]);
+            const float from = load(v.v[i]);
+            v.v[i] = store<T>(inverse ? from * scale[i] - shift[i] : (from + shift[i]) * scale[i]);
         }
         store_vec<V>(out + r * channels + walk.c, v);
     }

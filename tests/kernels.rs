@@ -9,7 +9,9 @@ use surprisal::autograd;
 use surprisal::cpu::gemm::Act;
 #[cfg(feature = "emulate")]
 use surprisal::cuda::emulator::{Order, set_order};
+use surprisal::cuda::kernels_of;
 use surprisal::models::autoregressive::pixelcnn::{Config, PixelCnn};
+use surprisal::models::autoregressive::pixelcnn_pp::{self, PixelCnnPp};
 use surprisal::models::{Model, SampleOptions};
 use surprisal::nn::{Init, Initial, ParamStore};
 use surprisal::ops::conv::{self, ConvSpec};
@@ -200,6 +202,66 @@ fn a_training_step_on_the_device_is_that_of_the_cpu() {
     assert!(error < 2e-5, "averaged weights differ by {error:e}");
 }
 
+/// Weights, or their averages, after three steps on tensors of ragged sizes; the norms; and the launches of the last step.
+fn stepped(average: bool) -> (Vec<Tensor>, Vec<f64>, [Vec<&'static str>; 2]) {
+    let (mut rng, mut store) = (Philox::new(8), ParamStore::default());
+    let mut init = Init::new(&mut store, &mut rng, DType::F32);
+    let sizes = [1, 37, 4096, 3 * 4096 + 5, 0, 1000];
+    for (i, n) in sizes.into_iter().enumerate() {
+        init.param(&format!("w{i}"), [n], Initial::Normal(1.0));
+    }
+    let options =
+        FitOptions { ema: average.then_some(0.9), weight_decay: 0.01, l2: 0.02, ..FitOptions::default() };
+    let mut optimiser = Optimiser::new(&store, average);
+    let (mut norms, mut launches) = (Vec::new(), [const { Vec::new() }; 2]);
+    for clip in [1.0, 0.5, 0.02] {
+        let grads: Vec<Tensor> = sizes.iter().map(|n| rng.normal([*n], DType::F32)).collect();
+        let (of, names) = kernels_of(|| norm(&grads));
+        norms.push(of);
+        let ((), step) = kernels_of(|| optimiser.step(&grads, 1e-2, clip, &options));
+        launches = [names, step];
+    }
+    (optimiser.averaged().into_values().collect(), norms, launches)
+}
+
+#[test]
+fn all_parameters_step_in_one_launch() {
+    let Some(there) = device() else { return };
+    for average in [false, true] {
+        let (want, want_norms, _) = stepped(average);
+        let (got, norms, [of_norm, of_step]) = there.run(|| stepped(average)).expect("the device steps");
+        assert_eq!(of_norm, ["squares_f32", "gate_f32"]);
+        assert_eq!(of_step, ["adam_f32"]);
+        for (a, b) in norms.iter().zip(&want_norms) {
+            assert!((a - b).abs() < 1e-6 * b, "norms {norms:?} on the device, {want_norms:?} on the CPU");
+        }
+        let error = max_error(&got, &want);
+        assert!(error < 2e-6, "weights differ by {error:e}");
+        #[cfg(feature = "emulate")]
+        for order in [Order::Backward, Order::Seed(7)] {
+            set_order(order);
+            let (other, ..) = there.run(|| stepped(average)).expect("the device steps");
+            set_order(Order::Forward);
+            for (a, b) in got.iter().zip(&other) {
+                assert_eq!(a.to_f64_vec(), b.to_f64_vec(), "{order:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_closes_the_gate() {
+    let Some(there) = device() else { return };
+    let sums = |grads: &[Tensor]| {
+        there.run(|| norm(&grads.iter().map(|g| g.to(there).expect("a device")).collect::<Vec<_>>()))
+    };
+    let mut values = vec![1.0f32; 5000];
+    values[4999] = f32::NAN;
+    let grads = [Tensor::ones([3], DType::F32), Tensor::from_slice(&values, [5000])];
+    assert!(sums(&grads).expect("a norm").is_nan());
+    assert_eq!(sums(&grads[..1]).expect("a norm"), 3f64.sqrt());
+}
+
 /// Images drawn pixel by pixel, of one colour and of three.
 fn images() -> Vec<Tensor> {
     let draw = |shape: [usize; 3], classes: usize| {
@@ -209,7 +271,20 @@ fn images() -> Vec<Tensor> {
         let options = SampleOptions { temperature: 0.8, label };
         model.sample(7, &options, &mut Philox::new(4)).expect("images")
     };
-    vec![draw([5, 4, 1], 0), draw([3, 4, 3], 2)]
+    let mix = |shape: [usize; 3], depth: usize, classes: usize| {
+        let config = pixelcnn_pp::Config { shape, channels: 6, depth, components: 3, classes, dropout: 0.5 };
+        let model = PixelCnnPp::new(config, DType::F32, &mut Philox::new(3)).expect("a model");
+        let label = (classes > 0).then_some(1);
+        let options = SampleOptions { temperature: 0.8, label };
+        model.sample(7, &options, &mut Philox::new(4)).expect("images")
+    };
+    vec![
+        draw([5, 4, 1], 0),
+        draw([3, 4, 3], 2),
+        mix([5, 6, 1], 2, 0),
+        mix([4, 3, 3], 1, 2),
+        mix([3, 4, 1], 0, 0),
+    ]
 }
 
 #[test]

@@ -287,9 +287,19 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+// Overloaded, as in device code: a float stays a float.
+using std::exp;
+using std::expm1;
 using std::fabs;
+using std::floor;
+using std::fma;
 using std::fmax;
 using std::fmin;
+using std::log;
+using std::log1p;
+using std::round;
+using std::sqrt;
+using std::tanh;
 #define __CUDA_ALIGN__ __align__
 
 #include "cuda_bf16.h"
