@@ -1,5 +1,5 @@
 // Conversion between dtypes: rounded to nearest; to integers towards zero, saturating, NaN to 0.
-// Bytes: one read, one write per element. Bound: memory.
+// Bytes: one read, one write per element; no flops. Bound: memory.
 #include "elem.cuh"
 
 __device__ __forceinline__ float load(unsigned char x) { return (float)x; }

@@ -1,6 +1,6 @@
 // Gathers and scatters by integer indices, and running sums. An index outside its range gives NaN (gathers)
 // or nothing (scatters): the host cannot look at indices without waiting for the device. Bytes: one read, one
-// write per element of the result; scatter_rows reads all indices once per row of the table, so that every
+// write per element of the result; flops: 1 per element that is added. scatter_rows reads all indices once per row of the table, so that every
 // sum has a fixed order without atomics. Bound: memory.
 #include "elem.cuh"
 

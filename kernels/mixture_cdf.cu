@@ -3,7 +3,7 @@
 // three times from cache; nothing is kept for the backward pass. Sums over the components are made against running
 // maxima. The inverse halves an interval in f64, as the host does, about 60 times.
 //
-// Bytes per number of size e: e (4 + 3 K) + 4 forward, e (5 + 6 K) backward, e (4 + 3 K) inverse; about 80 K, 120 K and
+// Bytes per number of size e: e (4 + 3 K) + 4 forward, e (7 + 6 K) backward, e (4 + 3 K) inverse; about 80 K, 120 K and
 // 60 * 60 K flops (the last in f64). Bound: memory; the inverse: the f64 units.
 #include "elem.cuh"
 

@@ -1,7 +1,7 @@
-// Rows out of a replay buffer, some of them started anew, and back into it (src/ops/replay_buffer.rs). Neither is part of a
-// Langevin step: the gradient needs the row before the first step, and a row goes back only if all of it is finite.
-// Bytes per number of size e: 2 e taken (3 e read and written where masks vary), 3 e put (the check reads it once more,
-// from cache). Bound: memory.
+// Rows out of a replay buffer, some of them started anew, and back into it (src/ops/replay_buffer.rs). Taking is no part of a
+// Langevin step, because the gradient needs the row before the first one; putting back is part of the last one where a chain
+// ends with it (langevin.cu), and stands here for chains that do not.
+// Bytes per number of size e: 2 e taken, 2 e put (the check reads it once more, from cache); no flops. Bound: memory.
 #include "block.cuh"
 
 namespace {

@@ -5,7 +5,7 @@
 // that walk down their rows meet in no bank), and goes back the same way as gradients. Each thread owns a number: softmax
 // in place, bin by comparison, spline, and the log-determinant of an example is added in order in the same kernel.
 //
-// Per number, at element size e: forward e (P + 2) bytes, backward e (2 P + 4) bytes; about 20 K + 60 and 30 K + 120
+// Per number, at element size e: forward e (P + 2) bytes, backward e (2 P + 3) bytes; about 20 K + 60 and 30 K + 120
 // flops: K = 8 in f32, 100 bytes against 220 flops. Bound: memory.
 //
 // Grid: blocks of whole examples when D <= blockDim.x, else a block per example (x) and split (y), whose sums

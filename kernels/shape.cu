@@ -1,6 +1,6 @@
 // Moves of elements, whatever their type: permute, broadcast, narrow, pad, concat and flip are one strided
 // copy; fill. The host takes the widest element (up to 16 bytes) in which all sizes and steps are whole.
-// Bytes: one read, one write per element. Bound: memory (by the side whose innermost step is not 1).
+// Bytes: one read, one write per element; no flops. Bound: memory (by the side whose innermost step is not 1).
 #include "elem.cuh"
 
 // Sizes outermost first; steps of both sides in elements. A step of 0 repeats, a negative one runs backwards.

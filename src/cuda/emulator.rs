@@ -42,6 +42,8 @@ thread_local! {
     static ROOM: Cell<Option<i64>> = const { Cell::new(None) };
     /// The kernel that is to fail, and whether it did.
     static FAULT: RefCell<Option<(String, bool)>> = const { RefCell::new(None) };
+    /// Whether launches are counted only.
+    static DRY: Cell<bool> = const { Cell::new(false) };
     /// What is being recorded.
     static TAPE: RefCell<Option<Vec<Step>>> = const { RefCell::new(None) };
 }
@@ -55,6 +57,11 @@ pub fn set_room(bytes: Option<usize>) {
 /// next copy to the host reports it.
 pub fn set_fault(symbol: &str) {
     FAULT.set(Some((symbol.into(), false)));
+}
+
+/// From now on this thread's launches do nothing, or something again: to see what a large piece of work would launch.
+pub fn set_dry(dry: bool) {
+    DRY.set(dry);
 }
 
 /// Sets the order for this thread's launches from now on.
@@ -213,6 +220,9 @@ impl Queue for Emulator {
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[&dyn Arg]) -> Result<(), String> {
         let kept = || args.iter().map(|a| Kept::of(*a)).collect();
         if record(|| Step::Launch { kernel, grid, args: kept() }) {
+            return Ok(());
+        }
+        if DRY.get() {
             return Ok(());
         }
         FAULT.with_borrow_mut(|fault| {

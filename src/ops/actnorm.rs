@@ -284,8 +284,12 @@ fn cases() -> Vec<Case> {
         Case::new("large", inputs(&[64, 28, 28, 12], 0.3), move |x| pair(actnorm(&x[0], &x[1], &x[2])))
             .composite(move |x| pair(composite(&x[0], &x[1], &x[2])))
             .order(0)
-            .bench(8 * n, 2 * n),
+            .bench(8 * n, 2 * n)
+            .backward(12 * n, 5 * n),
     );
+    let of = |x: &[Tensor]| vec![inverse(&x[0], &x[1], &x[2])];
+    let large = Case::new("inverse large", inputs(&[64, 28, 28, 12], 0.3), of);
+    cases.push(large.order(0).bench(8 * n, 2 * n));
     cases
 }
 

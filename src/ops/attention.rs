@@ -313,7 +313,10 @@ fn cases() -> Vec<Case> {
         case([2, 7, 3, 5], 1.0),
         case([1, 17, 2, 8], 3.0),
         case([1, 130, 1, 4], 1.0).order(1),
-        case([b, t, h, e], 1.0).order(0).bench(16 * b * t * h * e, 2 * b * t * t * h * e),
+        case([b, t, h, e], 1.0)
+            .order(0)
+            .bench(16 * b * t * h * e, 2 * b * t * t * h * e)
+            .backward(36 * b * t * h * e, 7 * b * t * t * h * e),
     ]
 }
 

@@ -180,7 +180,10 @@ fn cases() -> Vec<Case> {
     let n = 2048 * 784;
     let x = Tensor::from_fn([16, 784], |i| (i % 7) as f64 / 7.0);
     cases.push(
-        case("128 samples of 16 images".into(), normal(3, &[2048, 784]), x).order(0).bench(4 * n, 15 * n),
+        case("128 samples of 16 images".into(), normal(3, &[2048, 784]), x)
+            .order(0)
+            .bench(4 * n, 15 * n)
+            .backward(12 * n, 15 * n),
     );
     cases
 }

@@ -377,7 +377,8 @@ fn cases() -> Vec<Case> {
         cases.push(
             Case::new(format!("{name} large"), inputs, move |x| vec![f(&x[0], &x[1])])
                 .order(0)
-                .bench(8 * 401_408, 401_408),
+                .bench(8 * 401_408, 401_408)
+                .backward(12 * 401_408, 2 * 401_408),
         );
     }
     cases.push(Case::new("select", vec![normal(5, &[3, 7]), normal(6, &[3, 7]), normal(7, &[3, 7])], |x| {

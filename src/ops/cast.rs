@@ -77,6 +77,12 @@ fn cases() -> Vec<Case> {
             vec![cast(&cast(&x[0], DType::F64), x[0].dtype())]
         }),
         Case::new("to f32", vec![normal(1, &[100])], |x| vec![cast(&x[0], DType::F32)]).order(0),
+        Case::new("large to f16", vec![normal(2, &[64, 196, 128])], |x| vec![cast(&x[0], DType::F16)])
+            .order(0)
+            .bench(6 * 64 * 196 * 128, 0),
+        Case::new("large to bytes", vec![normal(2, &[64, 196, 128])], |x| vec![cast(&x[0], DType::U8)])
+            .order(0)
+            .bench(5 * 64 * 196 * 128, 0),
     ]
 }
 

@@ -522,7 +522,8 @@ fn cases() -> Vec<Case> {
                 vec![conv2d_transposed(&x[0], &x[1], Some(&x[2]), ConvSpec::strided(2, 1))]
             })
             .order(0)
-            .bench(4 * pixels * (cin + 4 * cout), 2 * pixels * 16 * cin * cout),
+            .bench(4 * pixels * (cin + 4 * cout), 2 * pixels * 16 * cin * cout)
+            .backward(8 * pixels * (cin + 4 * cout), 4 * pixels * 16 * cin * cout),
         );
     }
     for (hw, cin, cout) in [(28, 1, 32), (14, 32, 64)] {
@@ -533,7 +534,8 @@ fn cases() -> Vec<Case> {
                 vec![conv2d(&x[0], &x[1], Some(&x[2]), None, ConvSpec::strided(2, 1))]
             })
             .order(0)
-            .bench(4 * pixels * (4 * cin + cout), 2 * pixels * 16 * cin * cout),
+            .bench(4 * pixels * (4 * cin + cout), 2 * pixels * 16 * cin * cout)
+            .backward(8 * pixels * (4 * cin + cout), 4 * pixels * 16 * cin * cout),
         );
     }
     for (hw, k, cin, cout) in
@@ -546,7 +548,8 @@ fn cases() -> Vec<Case> {
                 vec![conv2d(&x[0], &x[1], Some(&x[2]), None, ConvSpec::same(k))]
             })
             .order(0)
-            .bench(4 * pixels * (cin + cout), 2 * pixels * k * k * cin * cout),
+            .bench(4 * pixels * (cin + cout), 2 * pixels * k * k * cin * cout)
+            .backward(8 * pixels * (cin + cout), 4 * pixels * k * k * cin * cout),
         );
     }
     cases

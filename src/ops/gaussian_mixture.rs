@@ -301,7 +301,10 @@ fn cases_of(of: Component, flops: usize) -> Vec<Case> {
         case(&[3, 5], 3, -7.0),
         case(&[2, 3, 4], 17, -7.0),
         case(&[40], 4, -0.1).order(1),
-        case(&[n], k, -7.0).order(0).bench(4 * n * (3 * k + 2), flops * n * k),
+        case(&[n], k, -7.0)
+            .order(0)
+            .bench(4 * n * (3 * k + 2), flops * n * k)
+            .backward(4 * n * (6 * k + 3), 50 * n * k),
     ]
 }
 

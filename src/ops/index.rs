@@ -229,7 +229,38 @@ pub fn cumsum(x: &Tensor, reverse: bool) -> Tensor {
 fn cases() -> Vec<Case> {
     let rows = || Tensor::from_slice(&[3i32, 0, 3, 1], [2, 2]);
     let picks = || Tensor::from_slice(&[4i32, 0, 2], [3]);
+    // 8192 words out of 1000, and 32 images of 256 levels.
+    let (words, rows_of, width) = (8192, 32 * 784, 256);
+    let some = || Tensor::from_fn([words], |i| (i * 37 % 1000) as i32);
+    let levels = || Tensor::from_fn([rows_of], |i| (i * 31 % width) as i32);
+    let turned: Arc<[usize]> = (0..width).map(|i| i * 37 % width).collect();
     vec![
+        Case::new("gather_rows large", vec![normal(8, &[1000, width]), some()], |x| {
+            vec![gather_rows(&x[0], &x[1])]
+        })
+        .order(0)
+        .bench(8 * words * width, 0),
+        Case::new("scatter_rows large", vec![normal(8, &[words, width]), some()], |x| {
+            vec![scatter_rows(&x[0], &x[1], 1000)]
+        })
+        .order(0)
+        .bench(4 * (words + 1000) * width, words * width),
+        Case::new("pick large", vec![normal(8, &[rows_of, width]), levels()], |x| vec![pick(&x[0], &x[1])])
+            .order(0)
+            .bench(12 * rows_of, 0),
+        Case::new("place large", vec![normal(8, &[rows_of]), levels()], move |x| {
+            vec![place(&x[0], &x[1], width)]
+        })
+        .order(0)
+        .bench(4 * rows_of * width, 0),
+        Case::new("reorder large", vec![normal(8, &[rows_of, width])], move |x| {
+            vec![reorder(&x[0], &turned)]
+        })
+        .order(0)
+        .bench(8 * rows_of * width, 0),
+        Case::new("cumsum large", vec![normal(8, &[rows_of, width])], |x| vec![cumsum(&x[0], false)])
+            .order(0)
+            .bench(8 * rows_of * width, rows_of * width),
         Case::new("gather_rows", vec![normal(1, &[5, 3]), rows()], |x| vec![gather_rows(&x[0], &x[1])]),
         Case::new("scatter_rows", vec![normal(2, &[2, 2, 3]), rows()], |x| {
             vec![scatter_rows(&x[0], &x[1], 5)]

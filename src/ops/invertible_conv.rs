@@ -476,15 +476,20 @@ fn cases() -> Vec<Case> {
             pair(composite(&x[0], &from_plu(&p, &l, &u, &sign, &log_s), None))
         }),
     );
-    for c in [4, 12, 48] {
+    for c in [4, 12, 48, 96] {
         let inputs = vec![normal(9, &[64, 196, c]), matrix(10, c, 0.3)];
         let n = 64 * 196 * c;
         cases.push(
             Case::new(format!("large, C = {c}"), inputs, move |x| pair(invertible_conv(&x[0], &x[1], None)))
                 .composite(move |x| pair(composite(&x[0], &x[1], None)))
                 .order(0)
-                .bench(8 * n, 2 * n * c),
+                .bench(8 * n, 2 * n * c)
+                .backward(12 * n, 4 * n * c),
         );
+        let inputs = vec![normal(9, &[64, 196, c]), matrix(10, c, 0.3)];
+        let of = |x: &[Tensor]| vec![inverse(&x[0], &x[1], None)];
+        let large = Case::new(format!("inverse large, C = {c}"), inputs, of);
+        cases.push(large.order(0).bench(8 * n, 2 * n * c));
     }
     cases
 }

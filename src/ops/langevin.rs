@@ -12,7 +12,7 @@ use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
 use crate::cuda::{self, Gpu, Grid, Kernels, Struct};
 use crate::random::{Draw, Philox};
-use crate::tensor::{DType, Float, NewTensor, Plain, Tensor, with_arithmetic};
+use crate::tensor::{Float, NewTensor, Plain, Tensor, with_arithmetic};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -221,7 +221,7 @@ fn cases() -> Vec<Case> {
                 let y = langevin_put(&x[0], &x[1], bounded, &mut Philox::new(3), &mut buffer, &x[3]);
                 vec![y, buffer]
             };
-            let composite = |x: &[Tensor]| {
+            let composite = move |x: &[Tensor]| {
                 let y = composite(&x[0], &x[1], bounded, &mut Philox::new(3));
                 let buffer = replay_buffer::composite_put(&x[2], &x[3], &y);
                 vec![y, buffer]
@@ -237,14 +237,23 @@ fn cases() -> Vec<Case> {
             vec![langevin(&x[0], &x[1], bounded, &mut Philox::new(3))]
         })
         .order(0)
-        .bench(12 * n, 40 * n),
+        .bench(12 * n, 40 * n)
+        .backward(20 * n, 40 * n),
     );
+    let (n, slots) = (1024 * 784, Tensor::from_fn([1024], |i| (i * 5 % 2048) as i32));
+    let inputs = vec![normal(4, &[1024, 784]), normal(5, &[1024, 784]), normal(6, &[2048, 784]), slots];
+    let run = move |x: &[Tensor]| {
+        let mut buffer = x[2].detach();
+        vec![langevin_put(&x[0], &x[1], bounded, &mut Philox::new(3), &mut buffer, &x[3])]
+    };
+    cases.push(Case::new("put 1024 x 784", inputs, run).order(0).bench(16 * n, 40 * n));
     cases
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::DType;
 
     #[test]
     fn rows_that_are_not_finite_or_have_no_slot_stay_out() {

@@ -145,15 +145,20 @@ pub fn log_abs_det(a: &Tensor) -> Tensor {
 }
 
 fn cases() -> Vec<Case> {
+    let a = |n: usize| {
+        let spread = unary::affine(&normal(n as u64, &[n, n]), 0.3 / (n as f64).sqrt(), 0.0);
+        vec![binary::add(&spread, &shape::one_hot(&shape::arange(n), n, DType::F64))]
+    };
     let mut cases = Vec::new();
     for n in [1, 2, 5, 12] {
-        let a = || {
-            let spread = unary::affine(&normal(n as u64, &[n, n]), 0.3 / (n as f64).sqrt(), 0.0);
-            vec![binary::add(&spread, &shape::one_hot(&shape::arange(n), n, DType::F64))]
-        };
-        cases.push(Case::new(format!("inverse {n}"), a(), |x| vec![inverse(&x[0])]));
-        cases.push(Case::new(format!("log_abs_det {n}"), a(), |x| vec![log_abs_det(&x[0])]));
+        cases.push(Case::new(format!("inverse {n}"), a(n), |x| vec![inverse(&x[0])]));
+        cases.push(Case::new(format!("log_abs_det {n}"), a(n), |x| vec![log_abs_det(&x[0])]));
     }
+    let n = 96;
+    let large = Case::new("inverse 96", a(n), |x| vec![inverse(&x[0])]);
+    cases.push(large.order(0).bench(8 * n * n, 8 * n * n * n / 3));
+    let large = Case::new("log_abs_det 96", a(n), |x| vec![log_abs_det(&x[0])]);
+    cases.push(large.order(0).bench(4 * n * n, 2 * n * n * n / 3));
     cases
 }
 

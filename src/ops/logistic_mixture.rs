@@ -465,7 +465,8 @@ fn cases() -> Vec<Case> {
     cases.push(
         case("32 grey images, 5 components".into(), normal(2, &[rows, 3 * k]), x)
             .order(0)
-            .bench(rows * (12 * k + 5), 60 * rows * k),
+            .bench(rows * (12 * k + 5), 60 * rows * k)
+            .backward(rows * (24 * k + 5), 150 * rows * k),
     );
     cases
 }

@@ -364,7 +364,8 @@ fn cases() -> Vec<Case> {
                 vec![masked_conv2d(&x[0], &x[1], Some(&x[2]), None, mask, Act::Relu)]
             })
             .order(0)
-            .bench(4 * pixels * (cin + cout), 2 * pixels * taps * cin * cout),
+            .bench(4 * pixels * (cin + cout), 2 * pixels * taps * cin * cout)
+            .backward(8 * pixels * (cin + cout), 4 * pixels * taps * cin * cout),
         );
     }
     cases

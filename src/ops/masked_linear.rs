@@ -317,7 +317,8 @@ fn cases() -> Vec<Case> {
         })
         .composite(move |x| vec![composite(&x[0], &x[1], &x[2], &again, Act::None)])
         .order(0)
-        .bench(4 * (m * k + m * n + k * n), flops),
+        .bench(4 * (m * k + m * n + k * n), flops)
+        .backward(8 * (m * k + m * n + k * n), 2 * flops),
     );
     cases
 }

@@ -261,7 +261,12 @@ fn cases() -> Vec<Case> {
     for n in [512usize, 1024] {
         let inputs = vec![normal(5, &[n, n]), normal(6, &[n, n])];
         let run = |x: &[Tensor]| vec![matmul(&x[0], &x[1], false, false)];
-        cases.push(Case::new(format!("{n} square"), inputs, run).order(0).bench(12 * n * n, 2 * n * n * n));
+        cases.push(
+            Case::new(format!("{n} square"), inputs, run)
+                .order(0)
+                .bench(12 * n * n, 2 * n * n * n)
+                .backward(24 * n * n, 4 * n * n * n),
+        );
     }
     cases
 }
@@ -289,7 +294,8 @@ fn linear_cases() -> Vec<Case> {
     cases.push(
         Case::new("12544x128x128 relu", inputs, |x| vec![linear(&x[0], &x[1], Some(&x[2]), Act::Relu)])
             .order(0)
-            .bench(4 * (m * k + m * n + k * n), 2 * m * n * k),
+            .bench(4 * (m * k + m * n + k * n), 2 * m * n * k)
+            .backward(8 * (m * k + m * n + k * n), 4 * m * n * k),
     );
     cases
 }

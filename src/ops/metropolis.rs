@@ -195,6 +195,12 @@ pub fn composite(old: &Place, new: &Place, p: &Tensor, p_new: &Tensor, rng: &mut
 }
 
 fn cases() -> Vec<Case> {
+    let run = |x: &[Tensor], f: fn(&Place, &Place, &Tensor, &Tensor, &mut Philox) -> (Place, Tensor)| {
+        let [old, new] =
+            [0, 1].map(|i| Place { x: x[i].clone(), u: x[4 + i].clone(), gradient: x[2 + i].clone() });
+        let (place, odds) = f(&old, &new, &x[6], &x[7], &mut Philox::new(5));
+        vec![place.x, place.u, place.gradient, odds]
+    };
     let mut cases = Vec::new();
     for shape in [&[1, 1][..], &[5, 7], &[3, 4, 33]] {
         let inputs: Vec<Tensor> = (0..3).map(|i| normal(i, shape)).collect();
@@ -209,12 +215,6 @@ fn cases() -> Vec<Case> {
         let chains = &shape[..1];
         let inputs = [shape, shape, shape, shape, chains, chains, shape, shape];
         let inputs: Vec<Tensor> = inputs.iter().zip(10..).map(|(s, i)| normal(i, s)).collect();
-        let run = |x: &[Tensor], f: fn(&Place, &Place, &Tensor, &Tensor, &mut Philox) -> (Place, Tensor)| {
-            let [old, new] =
-                [0, 1].map(|i| Place { x: x[i].clone(), u: x[4 + i].clone(), gradient: x[2 + i].clone() });
-            let (place, odds) = f(&old, &new, &x[6], &x[7], &mut Philox::new(5));
-            vec![place.x, place.u, place.gradient, odds]
-        };
         cases.push(
             Case::new(format!("metropolis {shape:?}"), inputs, move |x| run(x, metropolis))
                 .composite(move |x| run(x, composite))
@@ -232,6 +232,11 @@ fn cases() -> Vec<Case> {
         .order(0)
         .bench(20 * n, 10 * n),
     );
+    let chains = [256];
+    let inputs = [&shape[..], &shape, &shape, &shape, &chains, &chains, &shape, &shape];
+    let inputs: Vec<Tensor> = inputs.iter().zip(10..).map(|(s, i)| normal(i, s)).collect();
+    let run = move |x: &[Tensor]| run(x, metropolis);
+    cases.push(Case::new("metropolis 256 x 784", inputs, run).order(0).bench(24 * n, 4 * n));
     cases
 }
 

@@ -396,9 +396,16 @@ fn cases() -> Vec<Case> {
         let (y, logdet) = mixture_cdf(&x[0], &x[1], mixture);
         vec![y, logdet]
     };
+    let n = b * d;
     cases.push(
-        Case::new("64 x 392 of 8", inputs, run).order(0).bench(4 * b * d * (4 + 3 * 8), 80 * 8 * b * d),
+        Case::new("64 x 392 of 8", inputs.clone(), run)
+            .order(0)
+            .bench(4 * n * (4 + 3 * 8), 80 * 8 * n)
+            .backward(4 * n * (7 + 6 * 8), 120 * 8 * n),
     );
+    let run = move |x: &[Tensor]| vec![inverse(&x[0], &x[1], mixture)];
+    let large = Case::new("inverse 64 x 392 of 8", inputs, run);
+    cases.push(large.order(0).bench(4 * n * (4 + 3 * 8), 3600 * 8 * n));
     cases
 }
 

@@ -66,6 +66,8 @@ pub struct Case {
     pub bytes: usize,
     /// Floating-point operations per call.
     pub flops: usize,
+    /// Bytes, at f32, and flops of the gradients of all inputs, where these serve as a benchmark too.
+    pub backward: Option<[usize; 2]>,
 }
 
 impl Case {
@@ -86,6 +88,7 @@ impl Case {
             bench: false,
             bytes: 8 * len,
             flops: len,
+            backward: None,
         }
     }
 
@@ -103,6 +106,11 @@ impl Case {
     /// Also a benchmark, moving `bytes` and computing `flops` per call.
     pub fn bench(self, bytes: usize, flops: usize) -> Self {
         Self { bench: true, bytes, flops, ..self }
+    }
+
+    /// Its gradients are a benchmark as well, moving `bytes` and computing `flops`.
+    pub fn backward(self, bytes: usize, flops: usize) -> Self {
+        Self { backward: Some([bytes, flops]), ..self }
     }
 }
 

@@ -203,6 +203,9 @@ fn cases() -> Vec<Case> {
         case("", &[2, 33], 1.0),
         case("many rows ", &[150, 16], 1.0),
         case("large ", &[4, 19], 1e3).order(1),
-        case("transformer256 ", &[rows, d], 1.0).order(0).bench(8 * rows * d, 8 * rows * d),
+        case("transformer256 ", &[rows, d], 1.0)
+            .order(0)
+            .bench(8 * rows * d, 8 * rows * d)
+            .backward(20 * rows * d, 14 * rows * d),
     ]
 }

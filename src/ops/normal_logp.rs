@@ -130,6 +130,8 @@ fn cases() -> Vec<Case> {
         .collect();
     cases.push(case("far out".into(), unary::affine(&normal(2, &[4, 33]), 100.0, 0.0)));
     let n = 64 * 14 * 14 * 32;
-    cases.push(case("large".into(), normal(3, &[64, 14, 14, 32])).order(0).bench(4 * n, 2 * n));
+    cases.push(
+        case("large".into(), normal(3, &[64, 14, 14, 32])).order(0).bench(4 * n, 2 * n).backward(8 * n, n),
+    );
     cases
 }

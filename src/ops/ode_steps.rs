@@ -321,7 +321,8 @@ fn cases() -> Vec<Case> {
             vec![y, total]
         })
         .order(0)
-        .bench(4 * b * (2 * d + 256), 32 * case_flops(b, d, &widths)),
+        .bench(4 * b * (2 * d + 256), 32 * case_flops(b, d, &widths))
+        .backward(8 * b * (2 * d + 256), 96 * case_flops(b, d, &widths)),
     );
     cases
 }

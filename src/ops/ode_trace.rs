@@ -454,7 +454,8 @@ fn cases() -> Vec<Case> {
             vec![f, trace]
         })
         .order(0)
-        .bench(bytes, case_flops(b, d, &widths)),
+        .bench(bytes, case_flops(b, d, &widths))
+        .backward(2 * bytes, 3 * case_flops(b, d, &widths)),
     );
     cases
 }

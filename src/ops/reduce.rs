@@ -258,7 +258,8 @@ fn cases() -> Vec<Case> {
         cases.push(
             Case::new(format!("sum large over {axes:?}"), inputs, move |x| vec![sum(&x[0], axes)])
                 .order(0)
-                .bench(bytes, bytes / 4),
+                .bench(bytes, bytes / 4)
+                .backward(bytes, 0),
         );
     }
     cases

@@ -136,6 +136,19 @@ fn cases() -> Vec<Case> {
             .order(0),
         );
     }
+    let (rows, n) = (1024, 1024 * 784);
+    let slots = Tensor::from_fn([rows], |i| (i * 5 % 2048) as i32);
+    let fresh = Tensor::from_fn([rows], |i| if i % 20 == 0 { 1.0 } else { 0.0 });
+    let inputs = vec![normal(5, &[2048, 784]), slots.clone(), fresh, normal(6, &[rows, 784])];
+    let large = Case::new("take 1024 x 784", inputs, |x| vec![take(&x[0], &x[1], &x[2], &x[3])]);
+    cases.push(large.order(0).bench(8 * n, 0));
+    let inputs = vec![normal(5, &[2048, 784]), slots, normal(6, &[rows, 784])];
+    let run = |x: &[Tensor]| {
+        let mut buffer = x[0].detach();
+        put(&mut buffer, &x[1], &x[2]);
+        Vec::new()
+    };
+    cases.push(Case::new("put 1024 x 784", inputs, run).order(0).bench(8 * n, 0));
     cases
 }
 

@@ -117,7 +117,10 @@ fn cases() -> Vec<Case> {
         case([1, 1, 1, 2], false),
         case([2, 5, 3, 4], false),
         case([2, 5, 1, 6], true),
-        case([16, 256, 4, 32], false).order(0).bench(8 * 16 * 256 * 384, 3 * 16 * 256 * 384),
+        case([16, 256, 4, 32], false)
+            .order(0)
+            .bench(8 * 16 * 256 * 384, 3 * 16 * 256 * 384)
+            .backward(8 * 16 * 256 * 384, 3 * 16 * 256 * 384),
     ]
 }
 

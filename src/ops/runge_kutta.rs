@@ -214,7 +214,11 @@ fn cases() -> Vec<Case> {
     cases.push(
         Case::new("stage of 4 x 250000", inputs, |x| vec![stage(&x[0], &[0.1, 0.2, 0.3, 0.4], 0.3, &x[1..])])
             .order(0)
-            .bench(4 * 6 * n, 8 * n),
+            .bench(4 * 6 * n, 8 * n)
+            .backward(4 * 5 * n, 4 * n),
     );
+    let inputs: Vec<Tensor> = (0..6).map(|i| normal(i, &[4, 250_000])).collect();
+    let run = |x: &[Tensor]| vec![error(&x[0], &x[1], &[0.1, 0.2, 0.3, 0.4], 0.3, &x[2..], [0.1, 0.2])];
+    cases.push(Case::new("error of 4 x 250000", inputs, run).order(0).bench(4 * 6 * n, 16 * n));
     cases
 }

@@ -386,7 +386,8 @@ fn cases() -> Vec<Case> {
     cases.push(
         Case::new("permute large", large, |x| vec![permute(&x[0], &[0, 1, 3, 5, 2, 4])])
             .order(0)
-            .bench(8 * 1_605_632, 0),
+            .bench(8 * 1_605_632, 0)
+            .backward(8 * 1_605_632, 0),
     );
     cases
 }

@@ -371,11 +371,18 @@ fn cases() -> Vec<Case> {
             .order(1),
     );
     let rows = 32 * 784;
+    for ((name, f, _), bytes) in pairs.into_iter().zip([4, 8]) {
+        let large =
+            Case::new(format!("{name} large"), vec![normal(4, &[rows, 256])], move |x| vec![f(&x[0])]);
+        let n = rows * 256;
+        cases.push(large.order(0).bench(bytes * n, 20 * n).backward((8 + bytes / 2) * n, 20 * n));
+    }
     let targets = Tensor::from_fn([rows], |i| (i * 31 % 256) as u8);
     cases.push(
         entropy("cross_entropy of 32 images, 256 ways".into(), normal(3, &[rows, 256]), targets)
             .order(0)
-            .bench(4 * rows * 256, 20 * rows * 256),
+            .bench(4 * rows * 256, 20 * rows * 256)
+            .backward(8 * rows * 256, 20 * rows * 256),
     );
     cases
 }

@@ -122,7 +122,8 @@ fn cases() -> Vec<Case> {
         Case::new("squeeze large", large, |x| vec![squeeze(&x[0])])
             .composite(|x| vec![composite(&x[0])])
             .order(0)
-            .bench(8 * 401_408, 0),
+            .bench(8 * 401_408, 0)
+            .backward(8 * 401_408, 0),
     );
     cases
 }

@@ -290,7 +290,8 @@ fn cases() -> Vec<Case> {
         cases.push(
             Case::new(format!("{name} large"), vec![normal(9, &[4, 100_003])], move |x| vec![f(&x[0])])
                 .order(0)
-                .bench(8 * 400_012, 400_012),
+                .bench(8 * 400_012, 400_012)
+                .backward(12 * 400_012, 2 * 400_012),
         );
     }
     for (name, f) in positive {

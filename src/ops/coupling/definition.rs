@@ -76,8 +76,13 @@ pub(super) fn cases() -> Vec<Case> {
             })
             .composite(move |x| pair(composite(&x[0], &x[1], kind)))
             .order(0)
-            .bench(if kind == Coupling::Additive { 10 * n } else { 12 * n }, 13 * n),
+            .bench(if kind == Coupling::Additive { 10 * n } else { 12 * n }, 13 * n)
+            .backward(if kind == Coupling::Additive { 16 * n } else { 20 * n }, 13 * n),
         );
+        let inputs = inputs(&[64, 28, 28, 12], kind, 0.7);
+        let large =
+            Case::new(format!("{kind:?} inverse large"), inputs, move |x| vec![inverse(&x[0], &x[1], kind)]);
+        cases.push(large.order(0).bench(if kind == Coupling::Additive { 10 * n } else { 12 * n }, 13 * n));
     }
     cases
 }

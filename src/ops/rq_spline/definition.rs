@@ -118,6 +118,9 @@ pub(super) fn cases() -> Vec<Case> {
     let (b, d) = (512, 21);
     let n = b * d;
     let inputs = vec![normal(4, &[b, d]), params(5, &[b, d], spline, 1.0)];
+    let of = move |x: &[Tensor]| vec![inverse(&x[0], &x[1], spline)];
+    let large = Case::new("512x21, 8 bins, inverse", inputs.clone(), of);
+    cases.push(large.order(0).bench(4 * n * 25, n * 220));
     cases.push(
         Case::new("512x21, 8 bins", inputs, move |x| {
             let (y, logdet) = rq_spline(&x[0], &x[1], spline);
@@ -128,7 +131,8 @@ pub(super) fn cases() -> Vec<Case> {
             vec![y, logdet]
         })
         .order(0)
-        .bench(4 * n * 25, n * 220),
+        .bench(4 * n * 25, n * 220)
+        .backward(4 * n * 49, n * 360),
     );
     cases
 }
