@@ -145,7 +145,7 @@ impl Input {
             DType::I32 => {
                 let (tokens, levels) = (values.as_slice::<i32>(), self.levels);
                 let at = tokens.iter().position(|&t| t < 0 || t as usize >= levels)?;
-                (at, format!("{}; the model knows the values 0..{levels}", tokens[at]))
+                (at, format!("{}; the model knows the values 0..{levels} (its setting `levels`)", tokens[at]))
             }
             dtype if dtype.is_float() => {
                 let refused = |x: f64| x.is_infinite() || (x.is_nan() && !self.missing);
