@@ -4,7 +4,7 @@ use super::compare::{Comparing, publish};
 use super::evidence::{calibrations, know};
 use super::output::thousands;
 use super::progress::say;
-use super::train::{BACKGROUND_MUTATION, Start, train};
+use super::train::{BACKGROUND_MUTATION, Start, Validation, split, train};
 use super::{Common, inputs};
 use crate::data::{self, Dataset};
 use crate::error::Result;
@@ -46,10 +46,13 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     inputs::writable(&args.out)?;
     let mut background = recipe.clone();
     background.train.mutation = BACKGROUND_MUTATION;
+    let (rows, aside) = split(&recipe, images.train.clone(), None)?;
+    let validation = aside.as_ref().map(Validation::new);
+    validation.as_ref().map_or(Ok(()), Validation::compress)?;
     let fit = |recipe, part: &str| {
         let dir = args.out.join(part);
         inputs::writable(&dir)?;
-        train(common, recipe, images.train.clone(), None, &dir, Start::Fresh)
+        train(common, recipe, &rows, validation.as_ref(), &dir, Start::Fresh)
     };
     let model = fit(&recipe, "model")?;
     let background = fit(&background, "background")?;

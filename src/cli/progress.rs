@@ -4,11 +4,11 @@ use super::{Common, output::thousands};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::bits_per_dim;
 use crate::train::{Epoch, Event, Observer, Plan};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -30,18 +30,22 @@ fn flow() -> ControlFlow<()> {
     if INTERRUPTED.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// One line on stderr, unless quiet.
+/// All bars: models that are trained together have one each, below each other.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(5)));
+
+/// One line on stderr, above the bars, unless quiet.
 pub fn say(common: &Common, line: impl AsRef<str>) {
     if !common.quiet {
-        eprintln!("{}", line.as_ref());
+        BARS.suspend(|| eprintln!("{}", line.as_ref()));
     }
 }
 
 /// A bar on a terminal, nothing elsewhere.
 fn bar(common: &Common, len: u64, template: &str) -> ProgressBar {
     let shown = !common.quiet && std::io::stderr().is_terminal();
-    let target = if shown { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(Some(len), target);
+    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::hidden());
+    let bar = if shown { BARS.add(bar) } else { bar };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("=> "));
     bar
@@ -140,7 +144,7 @@ impl<'a> Training<'a> {
             epoch.validation_nats.map_or(String::new(), |v| format!(", validation {}", figure(v)));
         let line =
             format!("{} epoch {}: training {}{validation}", self.name, epoch.epoch, figure(epoch.train_nats));
-        bar.suspend(|| say(self.common, line));
+        say(self.common, line);
         if epoch.step == plan.steps {
             bar.finish_and_clear();
         }

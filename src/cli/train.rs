@@ -3,12 +3,14 @@
 use super::progress::{self, Training, say};
 use super::{Common, inputs, output};
 use crate::calibrate::calibrate;
+use crate::cpu::par;
+use crate::cuda::Device;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
-use crate::evidence::{Evidence, Need};
+use crate::evidence::{Compressor, Evidence, Need};
 use crate::models::config::{self, Recipe};
 use crate::models::file::{self, DataStats, HeldOut, Meta};
-use crate::models::{MODELS, Model};
+use crate::models::{Kind, MODELS, Model};
 use crate::train::{Amp, Checkpoints, Curve, Fit, FitOptions, Schedule, checkpoint, fit};
 use std::path::{Path, PathBuf};
 
@@ -49,7 +51,8 @@ pub struct Args {
     /// Train a background model for likelihood ratios: on inputs that are partly replaced at random
     #[arg(long)]
     background: bool,
-    /// Train M models from different seeds on the same rows, for the scorers ensemble, waic and ess
+    /// Train M models from different seeds on the same rows, for the scorers ensemble, waic and ess; on the CPU side by
+    /// side, each with its share of the threads
     #[arg(long, value_name = "M", conflicts_with = "resume", value_parser = clap::value_parser!(u16).range(2..=64))]
     ensemble: Option<u16>,
     /// With --ensemble: the further models continue the first one, each with a fifth of its steps, another order of the
@@ -99,27 +102,27 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
     inputs::writable(&dir)?;
     let (data, validation) = split(&recipe, data, validation)?;
-    let trained = match args.resume {
-        Some(_) => train(common, &recipe, data.clone(), validation.clone(), &dir, Start::Resumed)?,
-        None => train(common, &recipe, data.clone(), validation.clone(), &dir, Start::Fresh)?,
-    };
-    let mut last: Option<Box<dyn Model>> = None;
-    for i in 2..=args.ensemble.map_or(1, usize::from) {
-        let mut member = recipe.clone();
-        member.train.seed = recipe.train.seed.wrapping_add(i as u64 - 1);
-        let start = match args.snapshots {
-            true => {
-                let (.., steps) = recipe.train.plan(data.len());
-                member.train.steps = Some(steps.div_ceil(SNAPSHOT));
-                member.train.schedule = Schedule { curve: Curve::Cosine, ..Schedule::default() };
-                Start::From(last.as_deref().unwrap_or(&*trained.model))
-            }
-            false => Start::Fresh,
-        };
-        let dir = inputs::member_dir(&dir, i);
-        inputs::writable(&dir)?;
-        last = Some(train(common, &member, data.clone(), validation.clone(), &dir, start)?.model);
+    let members = args.ensemble.map_or(1, usize::from);
+    let validation = validation.as_ref().map(Validation::new);
+    if let Some(validation) = validation.as_ref().filter(|_| members > 1) {
+        validation.compress()?;
     }
+    let trained = if args.snapshots {
+        snapshots(common, &recipe, &data, validation.as_ref(), &dir, members)?
+    } else {
+        let start = || if args.resume.is_some() { Start::Resumed } else { Start::Fresh };
+        let one = |i: usize| {
+            let (recipe, dir) = member(&recipe, &dir, i + 1)?;
+            train(common, &recipe, &data, validation.as_ref(), &dir, start())
+        };
+        // A device is not shared out; the cores of the CPU are.
+        let trained = match common.device {
+            Device::Cpu => par::together(members, one),
+            _ => (0..members).map(one).collect(),
+        };
+        let mut trained = trained.into_iter().collect::<Result<Vec<_>>>()?;
+        trained.swap_remove(0)
+    };
     let path = dir.join(checkpoint::MODEL);
     if common.json {
         let report = serde_json::json!({
@@ -132,6 +135,41 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
 }
 
+/// Member `i` (from 1) of an ensemble: its recipe and its folder.
+fn member(recipe: &Recipe, dir: &Path, i: usize) -> Result<(Recipe, PathBuf)> {
+    if i == 1 {
+        return Ok((recipe.clone(), dir.into()));
+    }
+    let mut member = recipe.clone();
+    member.train.seed = recipe.train.seed.wrapping_add(i as u64 - 1);
+    let dir = inputs::member_dir(dir, i);
+    inputs::writable(&dir)?;
+    Ok((member, dir))
+}
+
+/// A model, and further ones that continue it one after the other; the first of them.
+fn snapshots(
+    common: &Common,
+    recipe: &Recipe,
+    data: &Dataset,
+    validation: Option<&Validation>,
+    dir: &Path,
+    members: usize,
+) -> Result<Trained> {
+    let one = |recipe: &Recipe, dir: &Path, start: Start| train(common, recipe, data, validation, dir, start);
+    let first = one(recipe, dir, Start::Fresh)?;
+    let mut last: Option<Box<dyn Model>> = None;
+    for i in 2..=members {
+        let (mut member, dir) = member(recipe, dir, i)?;
+        let (.., steps) = recipe.train.plan(data.len());
+        member.train.steps = Some(steps.div_ceil(SNAPSHOT));
+        member.train.schedule = Schedule { curve: Curve::Cosine, ..Schedule::default() };
+        let start = Start::From(last.as_deref().unwrap_or(&*first.model));
+        last = Some(one(&member, &dir, start)?.model);
+    }
+    Ok(first)
+}
+
 fn recipe(args: &Args) -> Result<Recipe> {
     let Some(dir) = &args.resume else {
         return config::find(MODELS, args.model.as_deref().unwrap_or_default());
@@ -142,7 +180,11 @@ fn recipe(args: &Args) -> Result<Recipe> {
 }
 
 /// Sets a part of `data` aside for validation unless there is some already.
-fn split(recipe: &Recipe, data: Dataset, validation: Option<Dataset>) -> Result<(Dataset, Option<Dataset>)> {
+pub fn split(
+    recipe: &Recipe,
+    data: Dataset,
+    validation: Option<Dataset>,
+) -> Result<(Dataset, Option<Dataset>)> {
     match validation {
         None if recipe.train.validation > 0.0 => {
             let (rest, aside) = data.split(recipe.train.validation, recipe.train.seed)?;
@@ -172,13 +214,33 @@ pub enum Start<'a> {
     From(&'a dyn Model),
 }
 
-/// Trains the model of `recipe` on `data` and writes it to `dir` with its calibration; a part of `data` is set aside
-/// for validation unless `validation` is given.
+/// Rows that are held out from training: they choose the weights that are kept and calibrate the scorers.
+pub struct Validation {
+    rows: Dataset,
+    /// About those that calibrate; the models of an ensemble share the code lengths in it.
+    shared: Evidence,
+}
+
+impl Validation {
+    /// `rows`, the first of which calibrate.
+    pub fn new(rows: &Dataset) -> Self {
+        let shared = Evidence::new(rows.take(MAX_HELD_OUT), Vec::new(), Kind::Exact);
+        Self { rows: rows.clone(), shared }
+    }
+
+    /// Finds the code lengths that the scorers of several models will ask for.
+    pub fn compress(&self) -> Result<()> {
+        let mut taken = Compressor::ALL.into_iter().filter(|c| c.takes(self.shared.data()));
+        taken.try_for_each(|compressor| self.shared.code_lengths(compressor).map(drop))
+    }
+}
+
+/// Trains the model of `recipe` on `data` and writes it to `dir` with its calibration by `validation`.
 pub fn train(
     common: &Common,
     recipe: &Recipe,
-    data: Dataset,
-    validation: Option<Dataset>,
+    data: &Dataset,
+    validation: Option<&Validation>,
     dir: &Path,
     start: Start,
 ) -> Result<Trained> {
@@ -188,19 +250,20 @@ pub fn train(
     if let Start::From(other) = start {
         file::assign(&*model, &file::tensors(other))?;
     }
-    model.input().check(&data)?;
-    let (data, validation) = split(recipe, data, validation)?;
-    let meta = Meta { data: Some(DataStats::of(&data)), ..Meta::new(recipe, &*model) };
+    model.input().check(data)?;
+    let meta = Meta { data: Some(DataStats::of(data)), ..Meta::new(recipe, &*model) };
     let resume = matches!(start, Start::Resumed);
     let checkpoints = Checkpoints { dir: dir.into(), meta: meta.clone(), resume };
     let warm = matches!(start, Start::From(_));
     let options = FitOptions { warm, checkpoints: Some(checkpoints), ..recipe.train.clone() };
     let background = if options.mutation > 0.0 { " (background)" } else { "" };
+    let member = dir.file_name().and_then(|name| name.to_str()?.strip_prefix("member-"));
+    let member = member.map_or(String::new(), |i| format!(" (member {i})"));
     let images = data.example_shape().len() == 3;
-    let mut observer = Training::new(common, format!("{}{background}", recipe.preset), images);
-    let fit = fit(&*model, &data, validation.as_ref(), &options, &mut observer)?;
+    let mut observer = Training::new(common, format!("{}{background}{member}", recipe.preset), images);
+    let fit = fit(&*model, data, validation.map(|v| &v.rows), &options, &mut observer)?;
     drop(observer);
-    let calibration = validation.map(|rows| held_out(common, &*model, &options, &rows)).transpose()?;
+    let calibration = validation.map(|v| held_out(common, &*model, &options, &v.shared)).transpose()?;
     let training = serde_json::to_value(&fit)
         .map_err(|e| Error::new(ErrorKind::Model, format!("training summary: {e}")))?;
     let meta = Meta { training: Some(training), calibration, ..meta };
@@ -209,10 +272,9 @@ pub fn train(
 }
 
 /// Fits and calibrates every scorer that needs this model alone and no costly statistics.
-fn held_out(common: &Common, model: &dyn Model, options: &FitOptions, rows: &Dataset) -> Result<HeldOut> {
-    let rows = rows.take(MAX_HELD_OUT);
-    let found = inputs::evaluate(common, model, options.seed, &rows)?;
-    let evidence = Evidence::new(rows, found.nats, found.kind);
+fn held_out(common: &Common, model: &dyn Model, options: &FitOptions, shared: &Evidence) -> Result<HeldOut> {
+    let found = inputs::evaluate(common, model, options.seed, shared.data())?;
+    let evidence = shared.judged_by(found.nats, found.kind);
     let alone = |need: &Need| matches!(need, Need::Values | Need::Images);
     Ok(HeldOut {
         fingerprint: file::fingerprint(&evidence.data().values),

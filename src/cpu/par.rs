@@ -6,10 +6,14 @@
 
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Elements that one task should own at least: below it a thread costs more than it brings.
 pub const GRAIN: usize = 16 * 1024;
+
+/// Bytes of stack of a thread of [`together`]: a main thread's.
+const STACK: usize = 8 << 20;
 
 /// An address that tasks share; they write to disjoint parts behind it.
 pub(crate) struct Shared<T>(pub(crate) *mut T);
@@ -116,6 +120,39 @@ pub fn chunks_mut2<A: Send, B: Send>(
     });
 }
 
+/// `width` numbers for each of N rows, made group by group in parallel: `f(g)` gives those of the rows
+/// `order[starts[g]..starts[g + 1]]`, one after the other.
+///
+/// # Panics
+/// When `order` does not name each of 0..N once, `starts` does not cut it, or `f` gives too few numbers.
+#[track_caller]
+pub(crate) fn scattered<T: Copy + Default + Send>(
+    order: &[u32],
+    starts: &[usize],
+    width: usize,
+    f: impl Fn(usize) -> Vec<T> + Sync,
+) -> Vec<T> {
+    let n = order.len();
+    let mut named = vec![false; n];
+    assert!(
+        order.iter().all(|&row| !std::mem::replace(&mut named[row as usize], true)),
+        "scattered: a row is named twice"
+    );
+    let cuts = starts.windows(2).all(|w| w[0] <= w[1]) && starts.last().is_none_or(|end| *end <= n);
+    assert!(cuts, "scattered: groups {starts:?} of {n} rows");
+    let mut out = vec![T::default(); n * width];
+    let shared = Shared(out.as_mut_ptr());
+    each(true, starts.len().saturating_sub(1), &|g| {
+        let (rows, found) = (&order[starts[g]..starts[g + 1]], f(g));
+        for (i, &row) in rows.iter().enumerate() {
+            // SAFETY: the row lies inside `out` and is named once, so that no other task writes it.
+            let place = unsafe { shared.slice(row as usize * width, width) };
+            place.copy_from_slice(&found[i * width..][..width]);
+        }
+    });
+    out
+}
+
 /// As [`chunks_mut`] over three outputs of equal length.
 ///
 /// # Panics
@@ -137,7 +174,69 @@ pub fn chunks_mut3<T: Send>(
     });
 }
 
+/// `f(0..n)`, for tasks that are whole pieces of work (training a model): as many at a time as there are threads, each
+/// with its share of them and all that it calls within. The last ones, fewer than the threads, share all of them.
+///
+/// A small product gains little from a second thread, so such tasks take less time side by side than one after the other
+/// with all threads each. Results do not depend on it.
+pub fn together<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    let mut out: Vec<Option<R>> = (0..n).map(|_| None).collect();
+    let slots: Vec<Mutex<&mut Option<R>>> = out.iter_mut().map(Mutex::new).collect();
+    rounds(n, &|i| {
+        let found = f(i);
+        **slots[i].lock().unwrap_or_else(|e| e.into_inner()) = Some(found);
+    });
+    drop(slots);
+    out.into_iter().flatten().collect()
+}
+
+fn rounds(n: usize, f: &(dyn Fn(usize) + Sync)) {
+    let threads = rayon::current_num_threads();
+    let whole = n / threads * threads;
+    for tasks in [0..whole, whole..n] {
+        let workers = tasks.len().min(threads);
+        let pool =
+            || rayon::ThreadPoolBuilder::new().num_threads(threads / workers).stack_size(STACK).build();
+        let pools: Vec<_> = (0..workers).map_while(|_| pool().ok()).collect();
+        if pools.len() <= 1 {
+            tasks.for_each(f);
+            continue;
+        }
+        let next = AtomicUsize::new(tasks.start);
+        std::thread::scope(|scope| {
+            for pool in &pools {
+                let (next, end) = (&next, tasks.end);
+                let work = move || {
+                    let claimed = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+                    claimed.take_while(|i| *i < end).for_each(f);
+                };
+                scope.spawn(move || pool.install(work));
+            }
+        });
+    }
+}
+
 /// Sets the number of threads of the process-wide pool. Has an effect only before the first parallel work.
 pub fn set_threads(n: usize) -> bool {
     rayon::ThreadPoolBuilder::new().num_threads(n).build_global().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every task once, its result in its place, with its share of the threads.
+    #[test]
+    fn together_is_all_of_them_in_order() {
+        for threads in [1, 2, 3, 8] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            for n in [0, 1, 2, 3, 5, 8, 17] {
+                let found = pool.install(|| together(n, |i| (i, rayon::current_num_threads())));
+                assert!(found.iter().map(|f| f.0).eq(0..n), "{threads} threads: {found:?}");
+                let whole = n / threads * threads;
+                let share = |i: usize| if i < whole { 1 } else { threads / (n - whole) };
+                assert!(found.iter().all(|&(i, t)| t == share(i)), "{threads} threads: {found:?}");
+            }
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use super::store::{self, Known};
 use super::{Evidence, Need};
+use crate::cpu::par;
+use crate::cuda::Device;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::file::{HeldOut, ModelFile};
@@ -19,7 +21,7 @@ const MAX_SAMPLES: usize = 512;
 
 /// Hears about each pass over a data set, by name and number of examples; the closure it returns hears the number of
 /// examples done and may break off.
-pub type Watch<'a> = &'a dyn Fn(&str, usize) -> Box<dyn FnMut(usize) -> ControlFlow<()>>;
+pub type Watch<'a> = &'a (dyn Fn(&str, usize) -> Box<dyn FnMut(usize) -> ControlFlow<()>> + Sync);
 
 /// A [`Watch`] that says nothing.
 pub fn silent(_: &str, _: usize) -> Box<dyn FnMut(usize) -> ControlFlow<()>> {
@@ -71,10 +73,19 @@ impl Judges {
     /// # Errors
     /// Data that a model does not take; a log-likelihood that is not finite; an interruption.
     pub fn know(&self, data: Dataset, needs: &[Need], seed: Option<u64>, watch: Watch) -> Result<Evidence> {
-        let of = |file: &ModelFile| self.log_p(file, &data, seed, watch);
-        let found = of(&self.model)?;
-        let background = self.background.as_ref().map(of).transpose()?.map(first);
-        let members = self.members.iter().map(|m| of(m).map(first)).collect::<Result<Vec<_>>>()?;
+        let files: Vec<&ModelFile> =
+            std::iter::once(&self.model).chain(&self.background).chain(&self.members).collect();
+        let of = |i: usize| self.log_p(files[i], &data, seed, watch);
+        // A device is not shared out; the cores of the CPU are.
+        let found = match self.model.model.device() {
+            Device::Cpu => par::together(files.len(), of),
+            _ => (0..files.len()).map(of).collect(),
+        };
+        let mut found = found.into_iter();
+        let mut next = || found.next().expect("one result per model");
+        let found = next()?;
+        let background = self.background.as_ref().map(|_| next().map(first)).transpose()?;
+        let members = self.members.iter().map(|_| next().map(first)).collect::<Result<Vec<_>>>()?;
         let mut evidence = Evidence::new(data, vec![], found.kind);
         (evidence.nats, evidence.background, evidence.members) = (first(found), background, members);
         for &need in needs.iter().filter(|need| self.can_tell(**need)) {

@@ -74,6 +74,11 @@ impl Evidence {
         Self { data, lengths, nats, kind, background, members, statistics, samples }
     }
 
+    /// Other log-likelihoods of the same observations; code lengths are shared, now and later.
+    pub fn judged_by(&self, nats: Vec<f64>, kind: Kind) -> Self {
+        Self { lengths: self.lengths.clone(), ..Self::new(self.data.clone(), nats, kind) }
+    }
+
     /// The observations themselves.
     pub fn data(&self) -> &Dataset {
         &self.data
