@@ -6,11 +6,13 @@
 //! A likelihood model (`--model`) is a detector like the others. On a file with anomalies in it, it is fitted by trimmed
 //! likelihood (`train.trim`), so that it does not learn what it should find; the ranking needs no guess of their share.
 
-use super::{Common, inputs, output, progress::say};
+use super::progress::{self, Training, say};
+use super::{Common, inputs, output};
 use crate::data::Dataset;
 use crate::detectors::{self, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::metrics::quantile;
+use crate::train::Observer;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -146,11 +148,19 @@ fn prepare(args: &Args, common: &Common) -> Result<(Pipeline, Dataset)> {
         None => (detectors::find(args.detector.as_deref().unwrap_or(usual))?, settings(&args.set)?),
     };
     let seed = common.seed.unwrap_or(0);
+    let mut training = args.model.as_ref().map(|model| Training::new(common, model, false));
+    let observer: &mut dyn Observer = match &mut training {
+        Some(training) => {
+            progress::catch_interrupts()?;
+            training
+        }
+        None => &mut (),
+    };
     let (pipeline, data) = match &args.reference {
         Some(path) => {
             let reference = args.reading.open(path)?;
             let data = args.reading.open_like(&args.data, reference.schema.clone())?;
-            (Pipeline::calibrated(info, &settings, &reference, seed)?, data)
+            (Pipeline::calibrated_watched(info, &settings, &reference, seed, observer)?, data)
         }
         None => {
             if args.alpha.is_some() {
@@ -158,7 +168,7 @@ fn prepare(args: &Args, common: &Common) -> Result<(Pipeline, Dataset)> {
                 return Err(Error::new(ErrorKind::Usage, message));
             }
             let data = args.reading.open(&args.data)?;
-            (Pipeline::fit(info, &settings, &data, seed)?, data)
+            (Pipeline::fit_watched(info, &settings, &data, seed, observer)?, data)
         }
     };
     if let Some(path) = &args.save {

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Standardised values are cut here, so that one cell cannot drown a row.
 const CLIP: f64 = 1e3;
+/// The bits of an f64 that hold its power of two.
+const EXPONENT: u64 = 0x7ff << 52;
 
 /// What numbers are turned into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,9 +71,13 @@ impl Columns {
             if let Some(row) = values[j..].iter().step_by(d).position(|x| x.is_infinite()) {
                 return Err(infinite(reference, row, j));
             }
+            // In units of a power of two near the largest cell: no square overflows or vanishes, and nothing is rounded.
             let n = cells().count().max(1) as f64;
-            let mean = cells().sum::<f64>() / n;
-            let std = (cells().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n).sqrt();
+            let largest = cells().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs()));
+            let unit = f64::from_bits(largest.to_bits() & EXPONENT);
+            let mean = cells().map(|x| x / unit).sum::<f64>() / n;
+            let square = |x: &f64| (x / unit - mean) * (x / unit - mean);
+            let (mean, std) = (mean * unit, (cells().map(square).sum::<f64>() / n).sqrt() * unit);
             let first = cells().next();
             let constant = cells().all(|x| Some(x) == first);
             // A constant column has its exact value as its mean, whatever the sum rounds to.

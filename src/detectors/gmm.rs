@@ -45,7 +45,7 @@ impl Method for Gmm {
         }
         let components = settings.components.min(reference.rows());
         let set = [format!("components={components}"), "train.validation=0".into()];
-        let likelihood = Likelihood::fit("gmm_5", &[], &set, reference, rng)?;
+        let likelihood = Likelihood::fit("gmm_5", &[], &set, reference, rng, &mut ())?;
         Ok(Self { likelihood })
     }
 

@@ -46,7 +46,7 @@ impl Method for Hmm {
         }
         let states = settings.states.min(reference.values().len());
         let set = [format!("states={states}"), "train.validation=0".into()];
-        let likelihood = Likelihood::fit("hmm", &[1], &set, reference, rng)?;
+        let likelihood = Likelihood::fit("hmm", &[1], &set, reference, rng, &mut ())?;
         Ok(Self { likelihood })
     }
 

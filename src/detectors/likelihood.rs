@@ -9,7 +9,7 @@ use crate::models::{Batch, MODELS, Model, file};
 use crate::nn::within;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor, with_plain};
-use crate::train::{Evaluate, batches_while, fit};
+use crate::train::{Evaluate, Observer, batches_while, fit};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -48,6 +48,7 @@ impl Likelihood {
         set: &[S],
         reference: &Table,
         rng: &Philox,
+        observer: &mut dyn Observer,
     ) -> Result<Self> {
         let data = dataset(reference, step);
         let mut recipe = config::find(MODELS, name)?;
@@ -61,7 +62,7 @@ impl Likelihood {
             }
             _ => (data, None),
         };
-        fit(&*model, &rest, aside.as_ref(), &recipe.train, &mut ())?;
+        fit(&*model, &rest, aside.as_ref(), &recipe.train, observer)?;
         Ok(Self { name: recipe.info.name.into(), model })
     }
 

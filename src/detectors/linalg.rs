@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 
 /// Rows that are whitened at once.
 const ROWS: usize = 128;
+/// Rows that a reflection is applied to while it is in cache.
+const TOGETHER: usize = 8;
+/// Columns of a strip, and rotations that are collected before they pass over it.
+const STRIP: usize = 32;
+const PENDING: usize = 1 << 14;
 
 /// (D, D) covariance of the rows around `centre`: Σ (x − c)(x − c)ᵀ / n.
 pub(super) fn covariance(x: &Table, centre: &[f64]) -> Vec<f64> {
@@ -22,74 +27,154 @@ pub(super) fn covariance(x: &Table, centre: &[f64]) -> Vec<f64> {
 /// Eigenvalues, ascending, and eigenvectors, one per row, of the symmetric matrix `a`.
 ///
 /// Householder reflections to tridiagonal form, then implicit QL steps (Bowdler, Martin, Reinsch & Wilkinson 1968);
-/// about 4 n³ multiplications, all along rows.
+/// about 4 n³ multiplications, all along rows. Large matrices are limited by memory, so a reflection is applied while the
+/// product with the next one is formed, and rotations are collected until they are worth a pass.
 pub(super) fn eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     debug_assert_eq!(a.len(), n * n);
     let (mut diagonal, mut off) = (vec![0.0; n], vec![0.0; n]);
     // Row k of `a` keeps reflection k behind its diagonal once it is done; `scales` its 2/|v|².
     let mut scales = vec![0.0; n];
+    // The reflection that is still to be applied, A − v wᵀ − w vᵀ, and the next one.
     let (mut v, mut w) = (vec![0.0; n], vec![0.0; n]);
-    for k in 0..n.saturating_sub(1) {
-        diagonal[k] = a[k * n + k];
+    let (mut next_v, mut next_w) = (vec![0.0; n], vec![0.0; n]);
+    for k in 0..n {
+        let row = &mut a[k * n + k..(k + 1) * n];
+        row.iter_mut().zip(&v[k..]).zip(&w[k..]).for_each(|((x, &vj), &wj)| *x -= v[k] * wj + w[k] * vj);
+        diagonal[k] = row[0];
         let tail = k + 1..n;
-        v[tail.clone()].copy_from_slice(&a[k * n..][tail.clone()]);
-        let norm = v[tail.clone()].iter().map(|x| x * x).sum::<f64>().sqrt();
-        let alpha = if v[k + 1] > 0.0 { -norm } else { norm };
-        off[k] = alpha;
-        v[k + 1] -= alpha;
-        let square: f64 = v[tail.clone()].iter().map(|x| x * x).sum();
-        if square <= f64::MIN_POSITIVE {
-            continue;
+        if tail.is_empty() {
+            break;
         }
-        let scale = 2.0 / square;
-        let (v, w) = (&v[tail.clone()], &mut w[tail.clone()]);
-        let rest = &mut a[(k + 1) * n..];
-        vectorize(
-            #[inline(always)]
-            || {
-                for (row, w) in rest.chunks_exact(n).zip(w.iter_mut()) {
-                    *w = scale * dot(&row[k + 1..], v);
-                }
-                let half = 0.5 * scale * dot(v, w);
-                w.iter_mut().zip(v).for_each(|(w, v)| *w -= half * v);
-                for ((row, &vi), &wi) in rest.chunks_exact_mut(n).zip(v).zip(w.iter()) {
-                    for ((x, &v), &w) in row[k + 1..].iter_mut().zip(v).zip(w.iter()) {
-                        *x -= vi * w + wi * v;
+        next_v[tail.clone()].copy_from_slice(&row[1..]);
+        let norm = next_v[tail.clone()].iter().map(|x| x * x).sum::<f64>().sqrt();
+        let alpha = if next_v[k + 1] > 0.0 { -norm } else { norm };
+        off[k] = alpha;
+        next_v[k + 1] -= alpha;
+        let square: f64 = next_v[tail.clone()].iter().map(|x| x * x).sum();
+        let per = (par::GRAIN / tail.len()).max(1);
+        let (old, new) = ((&v[tail.clone()], &w[tail.clone()]), &next_v[tail.clone()]);
+        let (rest, products) = (&mut a[(k + 1) * n..], &mut next_w[tail.clone()]);
+        par::chunks_mut2(rest, per * n, products, per, |chunk, rows, products| {
+            let (vs, ws) = (&old.0[chunk * per..], &old.1[chunk * per..]);
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (i, (row, product)) in rows.chunks_exact_mut(n).zip(products).enumerate() {
+                        let (vi, wi, row) = (vs[i], ws[i], &mut row[k + 1..]);
+                        for ((x, &v), &w) in row.iter_mut().zip(old.0).zip(old.1) {
+                            *x -= vi * w + wi * v;
+                        }
+                        *product = dot(row, new);
                     }
-                }
-            },
-        );
-        a[k * n..][tail].copy_from_slice(v);
-        scales[k] = scale;
-    }
-    if n > 0 {
-        diagonal[n - 1] = a[n * n - 1];
+                },
+            );
+        });
+        if square > f64::MIN_POSITIVE {
+            let scale = 2.0 / square;
+            let (v, w) = (&next_v[tail.clone()], &mut next_w[tail.clone()]);
+            w.iter_mut().for_each(|w| *w *= scale);
+            let half = 0.5 * scale * dot(v, w);
+            w.iter_mut().zip(v).for_each(|(w, v)| *w -= half * v);
+            a[k * n..][tail].copy_from_slice(v);
+            scales[k] = scale;
+        } else {
+            next_v.fill(0.0);
+            next_w.fill(0.0);
+        }
+        std::mem::swap(&mut v, &mut next_v);
+        std::mem::swap(&mut w, &mut next_w);
     }
     // Rows of Qᵀ, Q the product of the reflections: from the last to the first, each touches the rows behind it.
     let mut q = vec![0.0; n * n];
     (0..n).for_each(|i| q[i * n + i] = 1.0);
-    for k in (0..n.saturating_sub(1)).rev().filter(|&k| scales[k] > 0.0) {
-        let v = &a[k * n + k + 1..(k + 1) * n];
-        let rows = &mut q[(k + 1) * n..];
-        vectorize(
-            #[inline(always)]
-            || {
-                for row in rows.chunks_exact_mut(n) {
-                    let factor = scales[k] * dot(&row[k + 1..], v);
-                    row[k + 1..].iter_mut().zip(v).for_each(|(x, v)| *x -= factor * v);
-                }
-            },
-        );
-    }
-    ql(&mut diagonal, &mut off, &mut q, n);
+    par::chunks_mut(&mut q, TOGETHER * n, |chunk, rows| {
+        let last = (chunk + 1) * TOGETHER;
+        for k in (0..n.saturating_sub(1).min(last)).rev().filter(|&k| scales[k] > 0.0) {
+            let (v, scale) = (&a[k * n + k + 1..(k + 1) * n], scales[k]);
+            let first = (k + 1).saturating_sub(chunk * TOGETHER);
+            vectorize(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact_mut(n).skip(first) {
+                        let factor = scale * dot(&row[k + 1..], v);
+                        row[k + 1..].iter_mut().zip(v).for_each(|(x, v)| *x -= factor * v);
+                    }
+                },
+            );
+        }
+    });
+    let q = ql(&mut diagonal, &mut off, &q, n);
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&i, &j| diagonal[i].total_cmp(&diagonal[j]));
     let vectors = order.iter().flat_map(|&i| q[i * n..][..n].iter().copied()).collect();
     (order.iter().map(|&i| diagonal[i]).collect(), vectors)
 }
 
-/// Diagonalises the tridiagonal matrix; the rotations are applied to the rows of `q`.
-fn ql(diagonal: &mut [f64], off: &mut [f64], q: &mut [f64], n: usize) {
+/// The rows of a matrix, its columns cut into strips that stay in cache while many rotations pass over them.
+struct Strips {
+    n: usize,
+    /// (strips, n, STRIP), filled up with zeros.
+    cells: Vec<f64>,
+    /// (i, s, c): rows i and i + 1 are to be rotated.
+    pending: Vec<(usize, f64, f64)>,
+}
+
+impl Strips {
+    fn new(q: &[f64], n: usize) -> Self {
+        let mut cells = vec![0.0; n.div_ceil(STRIP) * n * STRIP];
+        for (strip, cells) in cells.chunks_exact_mut((n * STRIP).max(1)).enumerate() {
+            for (row, cells) in q.chunks_exact(n).zip(cells.chunks_exact_mut(STRIP)) {
+                let part = &row[strip * STRIP..n.min((strip + 1) * STRIP)];
+                cells[..part.len()].copy_from_slice(part);
+            }
+        }
+        Self { n, cells, pending: Vec::with_capacity(PENDING) }
+    }
+
+    /// (x, y) -> (c x − s y, s x + c y) for the rows x = i and y = i + 1.
+    fn rotate(&mut self, i: usize, s: f64, c: f64) {
+        self.pending.push((i, s, c));
+        if self.pending.len() == PENDING {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let pending = &self.pending;
+        par::chunks_mut(&mut self.cells, self.n * STRIP, |_, cells| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    for &(i, s, c) in pending {
+                        let (x, y) = cells[i * STRIP..][..2 * STRIP].split_at_mut(STRIP);
+                        for (x, y) in x.iter_mut().zip(y) {
+                            (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
+                        }
+                    }
+                },
+            );
+        });
+        self.pending.clear();
+    }
+
+    fn into_rows(mut self) -> Vec<f64> {
+        self.flush();
+        let n = self.n;
+        let mut q = vec![0.0; n * n];
+        for (strip, cells) in self.cells.chunks_exact((n * STRIP).max(1)).enumerate() {
+            for (row, cells) in q.chunks_exact_mut(n).zip(cells.chunks_exact(STRIP)) {
+                let part = &mut row[strip * STRIP..n.min((strip + 1) * STRIP)];
+                let len = part.len();
+                part.copy_from_slice(&cells[..len]);
+            }
+        }
+        q
+    }
+}
+
+/// Diagonalises the tridiagonal matrix; the rows of `q` with the rotations applied.
+fn ql(diagonal: &mut [f64], off: &mut [f64], q: &[f64], n: usize) -> Vec<f64> {
+    let mut q = Strips::new(q, n);
     for l in 0..n {
         // Convergence is cubic; more than a few steps per eigenvalue do not happen.
         for _ in 0..60 {
@@ -119,8 +204,7 @@ fn ql(diagonal: &mut [f64], off: &mut [f64], q: &mut [f64], n: usize) {
                 p = s * r;
                 diagonal[i + 1] = g1 + p;
                 g = c * r - b;
-                let (above, below) = q.split_at_mut((i + 1) * n);
-                rotate(&mut above[i * n..], &mut below[..n], s, c);
+                q.rotate(i, s, c);
             }
             if whole {
                 diagonal[l] -= p;
@@ -129,17 +213,7 @@ fn ql(diagonal: &mut [f64], off: &mut [f64], q: &mut [f64], n: usize) {
             }
         }
     }
-}
-
-fn rotate(x: &mut [f64], y: &mut [f64], s: f64, c: f64) {
-    vectorize(
-        #[inline(always)]
-        || {
-            for (x, y) in x.iter_mut().zip(y) {
-                (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
-            }
-        },
-    );
+    q.into_rows()
 }
 
 /// Eight partial sums, so that it vectorises.
@@ -327,7 +401,9 @@ mod tests {
 
     #[test]
     fn eigenvectors_rebuild_the_matrix() {
-        for (n, d, rank) in [(50, 1, 1), (50, 2, 2), (200, 17, 17), (30, 40, 30), (60, 8, 3)] {
+        for (n, d, rank) in
+            [(50, 1, 1), (50, 2, 2), (200, 17, 17), (30, 40, 30), (60, 8, 3), (400, 150, 150), (90, 131, 7)]
+        {
             let x = rows(n, d, rank);
             let a = covariance(&x, &x.mean());
             let (values, vectors) = eigen(a.clone(), d);

@@ -13,6 +13,7 @@
 //! or missing altogether, says nothing (it is 0 everywhere); a missing cell is filled with the reference's mean;
 //! duplicates count as often as they occur; one row, or more columns than rows, is enough to fit.
 
+mod blocks;
 mod cblof;
 mod columns;
 mod copod;
@@ -51,6 +52,7 @@ pub use table::Table;
 
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::random::Philox;
+use crate::train::Observer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -61,7 +63,15 @@ pub trait Detector: Send + Sync {
     ///
     /// # Errors
     /// Without rows, and for rows that the detector cannot learn from.
-    fn fit(&mut self, reference: &Table, rng: &Philox) -> Result<()>;
+    fn fit(&mut self, reference: &Table, rng: &Philox) -> Result<()> {
+        self.fit_watched(reference, rng, &mut ())
+    }
+
+    /// As [`Self::fit`]; `observer` hears of detectors that train by gradient steps and may break off.
+    ///
+    /// # Errors
+    /// Those of [`Self::fit`]; [`ErrorKind::Interrupted`] when broken off.
+    fn fit_watched(&mut self, reference: &Table, rng: &Philox, observer: &mut dyn Observer) -> Result<()>;
 
     /// One finite score per row: higher = more anomalous.
     ///
@@ -143,6 +153,16 @@ trait Method: Serialize + DeserializeOwned + Send + Sync + Sized + 'static {
     /// Learns from at least one row.
     fn fit(settings: &Self::Settings, reference: &Table, rng: &Philox) -> Result<Self>;
 
+    /// As [`Self::fit`], for methods that have something to tell meanwhile.
+    fn fit_watched(
+        settings: &Self::Settings,
+        reference: &Table,
+        rng: &Philox,
+        _observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        Self::fit(settings, reference, rng)
+    }
+
     /// One finite score per row; `x` has as many columns as the reference.
     fn score(&self, x: &Table) -> Vec<f64>;
 
@@ -195,12 +215,12 @@ fn defaults<M: Method>() -> Value {
 }
 
 impl<M: Method> Detector for Boxed<M> {
-    fn fit(&mut self, reference: &Table, rng: &Philox) -> Result<()> {
+    fn fit_watched(&mut self, reference: &Table, rng: &Philox, observer: &mut dyn Observer) -> Result<()> {
         if reference.rows() == 0 {
             let message = format!("no rows to fit the detector \"{}\" on", M::INFO.name);
             return Err(Error::new(ErrorKind::Data, message));
         }
-        let learned = M::fit(&self.settings, reference, rng);
+        let learned = M::fit_watched(&self.settings, reference, rng, observer);
         self.learned = Some(learned.map_err(|e| e.at(format_args!("the detector \"{}\"", M::INFO.name)))?);
         Ok(())
     }

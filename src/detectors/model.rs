@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::models::MODELS;
 use crate::models::config::{self, Recipe};
 use crate::random::Philox;
+use crate::train::Observer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -65,8 +66,17 @@ impl<const LEVELS: bool> Method for AnyModel<LEVELS> {
     type Settings = Settings;
 
     fn fit(settings: &Settings, reference: &Table, rng: &Philox) -> Result<Self> {
+        Self::fit_watched(settings, reference, rng, &mut ())
+    }
+
+    fn fit_watched(
+        settings: &Settings,
+        reference: &Table,
+        rng: &Philox,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let Settings { model, set } = settings;
-        Ok(Self { likelihood: Likelihood::fit(model, &[], set, reference, rng)? })
+        Ok(Self { likelihood: Likelihood::fit(model, &[], set, reference, rng, observer)? })
     }
 
     fn score(&self, x: &Table) -> Vec<f64> {

@@ -5,8 +5,8 @@
 //! ```
 //! Reference rows and queries are cut at medians of their widest column into blocks of rows that lie together
 //! (Friedman, Bentley & Finkel 1977). A block of queries meets the blocks of the reference nearest first, as one matrix
-//! product each, until the distance between the boxes exceeds what every query has found; the few best of each row are
-//! selected while the product is in cache. So few columns prune and many columns run at the speed of the product.
+//! product each, until the distance between the boxes exceeds what every query has found; queries that are too far from a
+//! block's box sit out its product; the few best of each row are selected while the product is in cache. So few columns prune and many columns run at the speed of the product.
 //!
 //! The k + some candidates of a query are measured again in f64. With γ the relative rounding error of a product, a row
 //! that was not proposed is farther than min(t/(1 + 4γ), t − 16γ|x|²), t being the last candidate's proposed distance;
@@ -14,6 +14,7 @@
 //! that add up like independent ones, γ = 4(√D + 4)·2^-24 (Higham & Mary 2019).
 
 use super::Table;
+use super::blocks::{Blocks, box_distance};
 use super::table::squared_distance;
 use crate::cpu::gemm::{Epilogue, Mat, gemm};
 use crate::cpu::par;
@@ -22,18 +23,22 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Products of a tile that are compared at once.
 const LANES: usize = 32;
+/// Queries of a group.
+const MOST_QUERIES: usize = 128;
 
 /// Reference rows, ready for searching. It is saved as its rows.
 #[derive(Debug, Clone)]
 pub struct Index {
     points: Table,
-    parts: Parts,
+    parts: Blocks,
     /// What is subtracted from every row before it is rounded to f32.
     centre: Vec<f64>,
     /// The rows of each part, centred, as a (D, rows) matrix.
     packed: Vec<f32>,
     /// |y|² of those.
     norms: Vec<f32>,
+    /// (blocks, 2, D): their boxes, centred.
+    boxes: Vec<f32>,
 }
 
 /// The k nearest reference rows of each query.
@@ -59,85 +64,6 @@ impl Neighbours {
     }
 }
 
-/// A table cut into blocks of rows that lie together.
-#[derive(Debug, Clone)]
-struct Parts {
-    order: Vec<u32>,
-    /// Start of each block in `order`, and the end of the last.
-    starts: Vec<usize>,
-    /// (blocks, 2, D): lowest and highest value of each column.
-    boxes: Vec<f64>,
-}
-
-impl Parts {
-    fn new(x: &Table, most: usize) -> Self {
-        let mut order: Vec<u32> = (0..x.rows() as u32).collect();
-        let mut starts = Vec::new();
-        cut(x, &mut order, 0, most, &mut starts);
-        let d = x.columns();
-        let mut boxes = vec![0.0; starts.len() * 2 * d];
-        let ends = starts.iter().skip(1).copied().chain([x.rows()]);
-        for ((bounds, &start), end) in boxes.chunks_exact_mut(2 * d).zip(&starts).zip(ends) {
-            bounding_box(x, &order[start..end], bounds);
-        }
-        starts.push(x.rows());
-        Self { order, starts, boxes }
-    }
-
-    fn len(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    fn rows(&self, block: usize) -> &[u32] {
-        &self.order[self.starts[block]..self.starts[block + 1]]
-    }
-
-    fn bounds(&self, block: usize) -> (&[f64], &[f64]) {
-        let d = self.boxes.len() / self.len().max(1) / 2;
-        self.boxes[block * 2 * d..][..2 * d].split_at(d)
-    }
-}
-
-/// Cuts at the median of the widest column until no block has more than `most` rows; notes where blocks start.
-fn cut(x: &Table, order: &mut [u32], offset: usize, most: usize, starts: &mut Vec<usize>) {
-    if order.len() <= most {
-        if !order.is_empty() {
-            starts.push(offset);
-        }
-        return;
-    }
-    let d = x.columns();
-    let mut bounds = vec![0.0; 2 * d];
-    bounding_box(x, order, &mut bounds);
-    let (low, high) = bounds.split_at(d);
-    let width = |j: &usize| high[*j] - low[*j];
-    let widest = (0..d).max_by(|a, b| width(a).total_cmp(&width(b)).then(b.cmp(a))).unwrap_or(0);
-    // Whole blocks on the left, so that only the last one is short.
-    let half = (order.len() / 2).next_multiple_of(most).min(order.len() - 1);
-    let value = |i: u32| x.row(i as usize)[widest];
-    order.select_nth_unstable_by(half, |&a, &b| value(a).total_cmp(&value(b)).then(a.cmp(&b)));
-    let (left, right) = order.split_at_mut(half);
-    cut(x, left, offset, most, starts);
-    cut(x, right, offset + half, most, starts);
-}
-
-fn bounding_box(x: &Table, rows: &[u32], bounds: &mut [f64]) {
-    let (low, high) = bounds.split_at_mut(x.columns());
-    low.fill(f64::INFINITY);
-    high.fill(f64::NEG_INFINITY);
-    for &i in rows {
-        let row = x.row(i as usize);
-        low.iter_mut().zip(row).for_each(|(l, x)| *l = l.min(*x));
-        high.iter_mut().zip(row).for_each(|(h, x)| *h = h.max(*x));
-    }
-}
-
-/// The squared distance between two boxes, each (lowest, highest).
-fn box_distance((la, ha): (&[f64], &[f64]), (lb, hb): (&[f64], &[f64])) -> f64 {
-    let gap = |i: usize| (lb[i] - ha[i]).max(la[i] - hb[i]).max(0.0);
-    (0..la.len()).map(|i| gap(i) * gap(i)).sum()
-}
-
 /// A block of queries and the products with one block of the reference at a time.
 pub(super) struct Group<'a> {
     index: &'a Index,
@@ -149,20 +75,73 @@ pub(super) struct Group<'a> {
     /// |x|² of each row, centred.
     pub norms: Vec<f32>,
     packed: Vec<f32>,
+    /// The same as a (D, rows) matrix.
+    turned: Vec<f32>,
+    /// Those of `packed` that a tile is made of.
+    gathered: Vec<f32>,
     products: Vec<f32>,
 }
 
 impl Group<'_> {
     /// |y|² − 2 x·y in f32 of all rows x of the group (one chunk each) and y of `block`; the numbers of the latter.
     pub fn tile(&mut self, block: u32) -> (&[u32], std::slice::ChunksExact<'_, f32>) {
+        let all = self.rows.len();
+        self.products_of(block, all, |group| &group.packed)
+    }
+
+    /// [`Self::tile`] of the rows `some` alone, one chunk each.
+    fn tile_of(&mut self, block: u32, some: &[u32]) -> (&[u32], std::slice::ChunksExact<'_, f32>) {
+        if some.len() == self.rows.len() {
+            return self.tile(block);
+        }
+        let d = self.queries.columns();
+        self.gathered.clear();
+        for &i in some {
+            self.gathered.extend_from_slice(&self.packed[i as usize * d..][..d]);
+        }
+        self.products_of(block, some.len(), |group| &group.gathered)
+    }
+
+    fn products_of(
+        &mut self,
+        block: u32,
+        m: usize,
+        of: impl Fn(&Self) -> &[f32],
+    ) -> (&[u32], std::slice::ChunksExact<'_, f32>) {
         let (index, d) = (self.index, self.queries.columns());
         let (start, end) = (index.parts.starts[block as usize], index.parts.starts[block as usize + 1]);
-        let (m, n) = (self.rows.len(), end - start);
-        let a = Mat::new(&self.packed, d);
+        let n = end - start;
+        let mut products = std::mem::take(&mut self.products);
+        let a = Mat::new(of(self), d);
         let b = Mat::new(&index.packed[start * d..end * d], n);
         let epilogue = Epilogue { alpha: -2.0, bias: Some(&index.norms[start..end]), ..Default::default() };
-        gemm(m, n, d, a, b, &mut self.products[..m * n], n, &epilogue);
+        gemm(m, n, d, a, b, &mut products[..m * n], n, &epilogue);
+        self.products = products;
         (&index.parts.order[start..end], self.products[..m * n].chunks_exact(n))
+    }
+
+    /// Puts into `open` the rows whose distance from the box of `block` is within their `limit`. A row that is left out has
+    /// nothing to find there: the bound's rounding error is below that of a tile.
+    fn open(&self, block: u32, limit: &[f32], open: &mut Vec<u32>) {
+        let (m, d) = (self.rows.len(), self.queries.columns());
+        let (low, high) = self.index.boxes[block as usize * 2 * d..][..2 * d].split_at(d);
+        let mut squares = [0.0f32; MOST_QUERIES];
+        let (squares, turned) = (&mut squares[..m], &self.turned);
+        vectorize(
+            #[inline(always)]
+            || {
+                for ((column, &low), &high) in turned.chunks_exact(m).zip(low).zip(high) {
+                    for (square, &x) in squares.iter_mut().zip(column) {
+                        let (below, above) = (low - x, x - high);
+                        let gap = if below > above { below } else { above };
+                        let gap = if gap > 0.0 { gap } else { 0.0 };
+                        *square += gap * gap;
+                    }
+                }
+            },
+        );
+        open.clear();
+        open.extend((0..m as u32).filter(|&i| squares[i as usize] <= limit[i as usize]));
     }
 
     /// The rounding error of a tile's distances: at most this share of (|x| + |y|)².
@@ -175,19 +154,16 @@ impl Index {
     /// Prepares the rows of `points`.
     pub fn new(points: Table) -> Self {
         let d = points.columns();
-        let parts = Parts::new(&points, (16 * d).clamp(64, 256));
+        let parts = Blocks::new(&points, (16 * d).clamp(64, 256));
         let centre = points.mean();
         let (mut packed, mut norms) = (vec![0.0; points.rows() * d], Vec::with_capacity(points.rows()));
         for block in 0..parts.len() {
             let rows = pack(&points, parts.rows(block), &centre);
             norms.extend(rows.chunks_exact(d).map(square));
-            let n = rows.len() / d;
-            let turned = &mut packed[parts.starts[block] * d..][..n * d];
-            for (i, row) in rows.chunks_exact(d).enumerate() {
-                row.iter().enumerate().for_each(|(j, &x)| turned[j * n + i] = x);
-            }
+            packed[parts.starts[block] * d..][..rows.len()].copy_from_slice(&transposed(&rows, d));
         }
-        Self { points, parts, centre, packed, norms }
+        let boxes = parts.boxes.iter().zip(centre.iter().cycle()).map(|(x, c)| (x - c) as f32).collect();
+        Self { points, parts, centre, packed, norms, boxes }
     }
 
     /// The rows that it was made of.
@@ -245,28 +221,22 @@ impl Index {
         f: impl Fn(&mut Group) -> Vec<T> + Send + Sync,
     ) -> Vec<T> {
         // Small enough that there is work for all threads.
-        let most = (queries.rows() / 64).next_power_of_two().clamp(8, 128);
-        let parts = Parts::new(queries, most);
-        let mut found: Vec<Vec<T>> = vec![Vec::new(); parts.len()];
+        let most = (queries.rows() / 64).next_power_of_two().clamp(8, MOST_QUERIES);
+        let parts = Blocks::new(queries, most);
         let largest = self.parts.starts.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-        par::chunks_mut(&mut found, 1, |g, found| {
+        par::scattered(&parts.order, &parts.starts, width, |g| {
             let rows = parts.rows(g);
             let packed = pack(queries, rows, &self.centre);
             let norms = packed.chunks_exact(queries.columns()).map(square).collect();
             let near = |b: usize| (box_distance(parts.bounds(g), self.parts.bounds(b)), b as u32);
             let mut blocks: Vec<(f64, u32)> = (0..self.parts.len()).map(near).collect();
             blocks.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            let products = vec![0.0; rows.len() * largest];
-            let mut group = Group { index: self, queries, rows, blocks, norms, packed, products };
-            found[0] = f(&mut group);
-        });
-        let mut out = vec![T::default(); queries.rows() * width];
-        for (g, found) in found.iter().enumerate() {
-            for (i, &row) in parts.rows(g).iter().enumerate() {
-                out[row as usize * width..][..width].copy_from_slice(&found[i * width..][..width]);
-            }
-        }
-        out
+            let turned = transposed(&packed, queries.columns());
+            let (gathered, products) = (Vec::new(), vec![0.0; rows.len() * largest]);
+            let mut group =
+                Group { index: self, queries, rows, blocks, norms, packed, turned, gathered, products };
+            f(&mut group)
+        })
     }
 
     fn search(&self, queries: &Table, k: usize, own: bool) -> Neighbours {
@@ -275,14 +245,20 @@ impl Index {
         }
         let pairs = self.groups(queries, k, |group| {
             let mut found = Candidates::new(group.rows.len(), k + 8 + k / 4);
+            let mut open = Vec::with_capacity(group.rows.len());
             for at in 0..group.blocks.len() {
                 let (bound, block) = group.blocks[at];
                 if bound > found.farthest() {
                     break;
                 }
+                group.open(block, &found.limit, &mut open);
+                if open.is_empty() {
+                    continue;
+                }
                 let (norms, rows) = (std::mem::take(&mut group.norms), group.rows);
-                let (numbers, tile) = group.tile(block);
-                for (i, products) in tile.enumerate() {
+                let (numbers, tile) = group.tile_of(block, &open);
+                for (products, i) in tile.zip(&open) {
+                    let i = *i as usize;
                     found.take(i, norms[i], products, numbers, own.then_some(rows[i]));
                 }
                 group.norms = norms;
@@ -290,7 +266,13 @@ impl Index {
             let decide = |i: usize| self.decide(group, i, k, own, &found);
             (0..group.rows.len()).flat_map(decide).collect()
         });
-        let (distance, index) = pairs.into_iter().map(|(d, i)| (d.sqrt(), i)).unzip();
+        let (mut distance, mut index) = (vec![0.0; pairs.len()], vec![0; pairs.len()]);
+        par::chunks_mut2(&mut distance, par::GRAIN, &mut index, par::GRAIN, |chunk, distance, index| {
+            let pairs = &pairs[chunk * par::GRAIN..];
+            for ((distance, index), pair) in distance.iter_mut().zip(index).zip(pairs) {
+                (*distance, *index) = (pair.0.sqrt(), pair.1);
+            }
+        });
         Neighbours { k, distance, index }
     }
 
@@ -299,7 +281,17 @@ impl Index {
         let (row, gamma) = (group.rows[i], group.gamma());
         let x = group.queries.row(row as usize);
         let measure = |&j: &u32| (squared_distance(x, self.points.row(j as usize)), j);
-        let mut best: Vec<(f64, u32)> = found.of(i).map(|j| measure(&j)).collect();
+        let mut best: Vec<(f64, u32)> = found.of(i).iter().map(|&j| (0.0, j)).collect();
+        let (all, d) = (self.points.values(), self.points.columns());
+        let measured = &mut best;
+        vectorize(
+            #[inline(always)]
+            || {
+                for (distance, j) in measured.iter_mut() {
+                    *distance = squared_distance(x, &all[*j as usize * d..][..d]);
+                }
+            },
+        );
         best.sort_unstable_by(ascending);
         best.truncate(k);
         let (last, t) = (best.last().map_or(f64::INFINITY, |b| b.0), found.limit[i] as f64);
@@ -350,6 +342,16 @@ fn pack(x: &Table, rows: &[u32], centre: &[f64]) -> Vec<f32> {
     rows.iter().flat_map(centred).collect()
 }
 
+/// Rows of `d` as a (D, rows) matrix.
+fn transposed(rows: &[f32], d: usize) -> Vec<f32> {
+    let n = rows.len() / d;
+    let mut turned = vec![0.0; rows.len()];
+    for (i, row) in rows.chunks_exact(d).enumerate() {
+        row.iter().enumerate().for_each(|(j, &x)| turned[j * n + i] = x);
+    }
+    turned
+}
+
 /// The best proposals of each row of a group, ascending in the proposed squared distance.
 struct Candidates {
     most: usize,
@@ -374,10 +376,11 @@ impl Candidates {
         ) as f64
     }
 
-    fn of(&self, i: usize) -> impl Iterator<Item = u32> {
+    /// The proposed rows.
+    fn of(&self, i: usize) -> &[u32] {
         let range = i * self.most..(i + 1) * self.most;
         let filled = self.distance[range.clone()].partition_point(|&d| d < f32::INFINITY);
-        self.index[range].iter().take(filled).copied()
+        &self.index[range][..filled]
     }
 
     /// Offers the rows `numbers` at the squared distances `norm` + `products` to row `i`; `except` is not taken.

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::models::container::{self, Container};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
+use crate::train::Observer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -55,10 +56,25 @@ impl Pipeline {
         reference: &Dataset,
         seed: u64,
     ) -> Result<Self> {
+        Self::fit_watched(info, settings, reference, seed, &mut ())
+    }
+
+    /// As [`Self::fit`]; `observer` hears of detectors that train by gradient steps and may break off.
+    ///
+    /// # Errors
+    /// Those of [`Self::fit`]; [`ErrorKind::Interrupted`] when broken off.
+    pub fn fit_watched(
+        info: &'static DetectorInfo,
+        settings: &Value,
+        reference: &Dataset,
+        seed: u64,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let mut detector = (info.build)(settings)?;
         let columns = Columns::fit(reference, info.scaling)?;
         let table = columns.apply(reference)?;
-        detector.fit(&table, &Philox::new(seed)).map_err(|e| e.at(&reference.name))?;
+        let fitted = detector.fit_watched(&table, &Philox::new(seed), observer);
+        fitted.map_err(|e| e.at(&reference.name))?;
         Ok(Self { info, columns, detector, reference: reference.name.clone(), scores: Reference::default() })
     }
 
@@ -73,9 +89,23 @@ impl Pipeline {
         reference: &Dataset,
         seed: u64,
     ) -> Result<Self> {
+        Self::calibrated_watched(info, settings, reference, seed, &mut ())
+    }
+
+    /// As [`Self::calibrated`] and [`Self::fit_watched`].
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn calibrated_watched(
+        info: &'static DetectorInfo,
+        settings: &Value,
+        reference: &Dataset,
+        seed: u64,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let fraction = ASIDE.min(MOST_ASIDE as f64 / reference.len().max(1) as f64);
         let (rest, aside) = reference.split(fraction, seed)?;
-        let mut pipeline = Self::fit(info, settings, &rest, seed)?;
+        let mut pipeline = Self::fit_watched(info, settings, &rest, seed, observer)?;
         pipeline.scores = Reference::new(pipeline.score(&aside)?)?;
         Ok(pipeline)
     }
