@@ -39,6 +39,8 @@ const STEPS: u64 = 300;
 /// Rows of each class per step.
 const BATCH: usize = 32;
 const HIDDEN: [usize; 2] = [16, 32];
+/// Standardised values are cut here, so that one cell cannot drown a row.
+const CLIP: f64 = 1e3;
 
 #[derive(Serialize, Deserialize)]
 struct Discriminator {
@@ -106,14 +108,13 @@ impl Learn for Discriminator {
         let Some(samples) = reference.samples.as_ref().filter(|s| s.shape()[0] > 0) else {
             return Err(Error::new(ErrorKind::Data, format!("{}: no samples of the model", data.name)));
         };
-        let values = data.values.to_f64_vec();
+        let values: Vec<f64> = data.values.to_f64_vec().into_iter().filter(|x| x.is_finite()).collect();
         let n = values.len().max(1) as f64;
         let center = values.iter().sum::<f64>() / n;
         let std = (values.iter().map(|x| (x - center).powi(2)).sum::<f64>() / n).sqrt();
-        let scale = if std > 0.0 { 1.0 / std } else { 1.0 };
+        let scale = if std.is_normal() { 1.0 / std } else { 1.0 };
         let net = Net::new(data.example_shape(), &mut Philox::new(0));
-        let (real, drawn) = (data.values.cast(DType::F32), samples.cast(DType::F32));
-        let (real, drawn) = (real.affine(scale, -center * scale), drawn.affine(scale, -center * scale));
+        let (real, drawn) = (scaled(&data.values, center, scale), scaled(samples, center, scale));
         let options = FitOptions { weight_decay: 1e-2, lr: 2e-3, ..Default::default() };
         let mut optimiser = Optimiser::new(&net.store, false);
         for step in 0..STEPS {
@@ -168,11 +169,18 @@ impl Learn for Discriminator {
         }
         let mut scores = Vec::with_capacity(data.len());
         for (_, x) in data.batches(256) {
-            let x = x.cast(DType::F32).affine(self.scale, -self.center * self.scale);
+            let x = scaled(&x, self.center, self.scale);
             scores.extend(autograd::no_grad(|| net.logit(&x)).to_f64_vec().iter().map(|logit| -logit));
         }
         Ok(scores)
     }
+}
+
+/// (x − center) · scale, cut to ±[`CLIP`]; a missing value is 0.
+fn scaled(x: &Tensor, center: f64, scale: f64) -> Tensor {
+    let values = x.to_f64_vec().into_iter().map(|x| (x - center) * scale);
+    let values = values.map(|z| if z.is_nan() { 0.0 } else { z.clamp(-CLIP, CLIP) as f32 });
+    Tensor::from_slice(&values.collect::<Vec<f32>>(), x.shape())
 }
 
 /// ln(1 + e^x), without overflow.

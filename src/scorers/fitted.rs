@@ -65,7 +65,7 @@ impl Scorer for Plain {
 
     fn score(&self, evidence: &Evidence) -> Result<Vec<f64>> {
         fitted(&self.fit, self.info)?.check(self.info, evidence)?;
-        (self.formula)(evidence)
+        finite(self.info, evidence, 1, (self.formula)(evidence)?)
     }
 
     fn state(&self) -> Result<Value> {
@@ -121,7 +121,7 @@ impl<L: Learn> Scorer for Fitted<L> {
     fn score(&self, evidence: &Evidence) -> Result<Vec<f64>> {
         let state = fitted(&self.0, L::INFO)?;
         state.fit.check(L::INFO, evidence)?;
-        state.learned.judge(evidence)
+        finite(L::INFO, evidence, 1, state.learned.judge(evidence)?)
     }
 
     fn state(&self) -> Result<Value> {
@@ -137,6 +137,23 @@ impl<L: Learn> Scorer for Fitted<L> {
         self.0 = Some(state);
         Ok(())
     }
+}
+
+/// `scores`, one for every `per` rows of `evidence`, if all of them are finite: numbers too far apart for the arithmetic
+/// are an error that names the row.
+pub(super) fn finite(
+    info: &ScorerInfo,
+    evidence: &Evidence,
+    per: usize,
+    scores: Vec<f64>,
+) -> Result<Vec<f64>> {
+    let Some(i) = scores.iter().position(|score| !score.is_finite()) else { return Ok(scores) };
+    let (data, name, row) = (&evidence.data().name, info.name, i * per);
+    let message = format!(
+        "{data}: row {row}: the score \"{name}\" is {}; the log-likelihood there is {:e}",
+        scores[i], evidence.nats[row]
+    );
+    Err(Error::new(ErrorKind::NonFinite, message))
 }
 
 /// What was learned, if anything was.

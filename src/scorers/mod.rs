@@ -27,7 +27,7 @@ pub use typicality::Typicality;
 use crate::error::{Error, ErrorKind, Result, nearest};
 pub use crate::evidence::{Compressor, Evidence, Need, compressed_bits};
 use crate::models::Kind;
-use fitted::{Fit, Fitted, Learn, Plain, fitted, load, save};
+use fitted::{Fit, Fitted, Learn, Plain, finite, fitted, load, save};
 use serde_json::Value;
 
 /// An anomaly score.
@@ -42,7 +42,7 @@ pub trait Scorer: Send + Sync {
     ///
     /// # Errors
     /// Before [`Self::fit`]; for evidence that the scorer does not accept, or of another kind or shape than the
-    /// reference.
+    /// reference; [`ErrorKind::NonFinite`] naming the row where numbers are too far apart to be compared.
     fn score(&self, evidence: &Evidence) -> Result<Vec<f64>>;
 
     /// How many consecutive rows share one score: 1, or M for scorers that judge batches.

@@ -117,7 +117,8 @@ impl Scorer for Typicality {
             return Err(Error::new(ErrorKind::Data, message));
         }
         let batches = nats.chunks_exact(self.size);
-        Ok(batches.map(|nats| (-mean(nats.iter().copied()) - learned.entropy).abs()).collect())
+        let scores = batches.map(|nats| (-mean(nats.iter().copied()) - learned.entropy).abs()).collect();
+        super::finite(self.info(), evidence, self.size, scores)
     }
 
     fn rows_per_score(&self) -> usize {
