@@ -30,7 +30,7 @@ impl Standard {
         self.scale.set(&of(&std));
     }
 
-    /// z and log |det dz/dx|, a scalar, the same for every row.
+    /// z, held within ±[`FARTHEST`], and log |det dz/dx|, a scalar, the same for every row.
     pub(super) fn forward(&self, x: &Tensor) -> (Tensor, Tensor) {
         let scale = self.scale.get();
         let volume = match scale.device() {
@@ -40,7 +40,8 @@ impl Standard {
             }
             _ => -&scale.ln().sum_all(),
         };
-        (&(&x.cast(self.dtype) - &self.mean.get()) / &scale, volume)
+        let z = &(&x.cast(self.dtype) - &self.mean.get()) / &scale;
+        (z.clamp(-FARTHEST, FARTHEST), volume)
     }
 
     /// x of z.
@@ -58,6 +59,11 @@ pub(super) struct Whitened {
     volume: Param,
     dtype: DType,
 }
+
+/// The largest standardised value: no row has an infinite energy.
+const FARTHEST: f64 = 1e5;
+/// The largest centred value that is multiplied: infinities would cancel to NaN.
+const LARGEST: f64 = 1e30;
 
 /// Added to the variances, as a part of each, so that Σ can be inverted when columns depend on each other.
 const RIDGE: f64 = 1e-3;
@@ -110,11 +116,11 @@ impl Whitened {
         self.volume.set(&Tensor::from_slice(&[volume], [1]));
     }
 
-    /// z and ln |det M|.
+    /// z, held within ±[`FARTHEST`], and ln |det M|.
     pub(super) fn forward(&self, x: &Tensor) -> (Tensor, f64) {
-        let centred = &x.cast(self.dtype) - &self.mean.get();
+        let centred = (&x.cast(self.dtype) - &self.mean.get()).clamp(-LARGEST, LARGEST);
         let z = crate::ops::matmul::matmul(&centred, &self.matrix.get(), false, false);
-        (z, self.volume.get().item())
+        (z.clamp(-FARTHEST, FARTHEST), self.volume.get().item())
     }
 
     /// x of z.

@@ -12,8 +12,10 @@
 //! `adjoint` solves backward in constant memory. With `kinetic` or `jacobian` above 0 the objective has
 //! λ_K ∫ |f|²/D dt + λ_J ∫ |(∂f/∂x) ε|²/D dt added (Finlay et al. 2020, "How to train your neural ODE").
 //!
-//! **Failures.** Where steps underflow or the budget is spent, [`Ffjord::density`] and sampling return the error;
-//! [`Model::log_prob`] gives NaN, which evaluation and training refuse with the row.
+//! **Failures.** Where steps underflow or the budget is spent, [`Ffjord::density`] and sampling return the error.
+//! [`Model::log_prob`] then solves half as many rows at once, down to single ones, because error control looks at all of
+//! them; a row that still fails is solved with as many equal steps as the budget pays for, so that it has a likelihood,
+//! if a less exact one. In training a failure is a NaN, which is refused with its step.
 
 use super::table::{Rows, Sizes};
 use crate::autograd;
@@ -117,6 +119,9 @@ patience = 40
 clip = 5.0
 eval_batch = 1024
 "#;
+
+/// The most equal steps that stand in for adaptive ones.
+const MOST_STEPS: usize = 1000;
 
 /// How the trace of the Jacobian is had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +248,7 @@ pub struct Flowed {
 struct Plan {
     /// ε (B, D), or none for the exact trace.
     noise: Option<Tensor>,
+    stepping: Stepping,
     gradient: Gradient,
     weights: [f64; 2],
 }
@@ -279,8 +285,12 @@ impl Ffjord {
     /// # Errors
     /// [`ErrorKind::NonFinite`] when steps underflow or the budget of evaluations is spent.
     pub fn density(&self, x: &Tensor, rng: &mut Philox) -> Result<(Tensor, usize)> {
+        self.density_by(self.config.stepping, x, rng)
+    }
+
+    fn density_by(&self, stepping: Stepping, x: &Tensor, rng: &mut Philox) -> Result<(Tensor, usize)> {
         let noise = self.noise(self.config.score_trace, x.shape()[0], rng);
-        let plan = Plan { noise, gradient: self.config.gradient, weights: [0.0; 2] };
+        let plan = Plan { noise, stepping, gradient: self.config.gradient, weights: [0.0; 2] };
         let flowed = self.flow(&self.rows.standardised(x), [0.0, 1.0], &plan)?;
         Ok((self.rows.nats(&flowed.z, &flowed.logdet), flowed.evaluations))
     }
@@ -293,7 +303,8 @@ impl Ffjord {
         let z = self.rows.noisy(x, rng);
         let noise = self.noise(self.config.trace, x.shape()[0], rng);
         let weights = [self.config.kinetic, self.config.jacobian];
-        self.flow(&z, [0.0, 1.0], &Plan { noise, gradient: self.config.gradient, weights })
+        let Config { stepping, gradient, .. } = self.config;
+        self.flow(&z, [0.0, 1.0], &Plan { noise, stepping, gradient, weights })
     }
 
     fn noise(&self, trace: Trace, b: usize, rng: &mut Philox) -> Option<Tensor> {
@@ -314,7 +325,7 @@ impl Ffjord {
         let none = Tensor::zeros([b], self.dtype);
         let plain = plan.weights == [0.0; 2];
         if let (Stepping::Fixed { count }, Some(probe), true, Gradient::Backprop) =
-            (self.config.stepping, &probe, plain, plan.gradient)
+            (plan.stepping, &probe, plain, plan.gradient)
         {
             let steps = Steps { tableau: self.tableau, span, count };
             let (z, logdet) = ode_steps(x, &field, probe, steps);
@@ -348,7 +359,7 @@ impl Ffjord {
         });
         let params = field.inputs(x, &probe).split_off(1);
         let start = [x.clone(), none.clone(), none];
-        let (stepping, tableau) = (self.config.stepping, self.tableau);
+        let (stepping, tableau) = (plan.stepping, self.tableau);
         let ([z, logdet, penalty], evaluations) = match plan.gradient {
             Gradient::Adjoint => ode::solve_adjoint(slopes, start, &params, span, tableau, stepping)?,
             Gradient::Backprop => {
@@ -359,6 +370,28 @@ impl Ffjord {
             }
         };
         Ok(Flowed { z, logdet, penalty, evaluations })
+    }
+
+    /// As [`Self::density`] of every row, whatever fails.
+    fn density_of_each(&self, x: &Tensor, rng: &mut Philox) -> Tensor {
+        let b = x.shape()[0];
+        match (self.density(x, rng), self.config.stepping) {
+            (Ok((nats, _)), _) => nats,
+            (Err(_), _) if b > 1 => {
+                let half = |start: usize, n: usize, rng: &mut Philox| {
+                    self.density_of_each(&x.narrow(0, start, n), rng)
+                };
+                let parts = [half(0, b / 2, rng), half(b / 2, b - b / 2, rng)];
+                crate::ops::shape::concat(&[&parts[0], &parts[1]], 0)
+            }
+            (Err(_), Stepping::Adaptive { budget, .. }) => {
+                let count = (budget / self.tableau.stages()).clamp(1, MOST_STEPS);
+                let stepping = Stepping::Fixed { count };
+                let found = self.density_by(stepping, x, rng);
+                found.map_or_else(|_| self.failed(b), |(nats, _)| nats)
+            }
+            (Err(_), Stepping::Fixed { .. }) => self.failed(b),
+        }
     }
 
     fn failed(&self, b: usize) -> Tensor {
@@ -384,8 +417,7 @@ impl Model for Ffjord {
             Trace::Exact => Kind::Exact,
             Trace::Hutchinson => Kind::Estimate,
         };
-        let nats =
-            self.density(&batch.x, rng).map_or_else(|_| self.failed(batch.x.shape()[0]), |(nats, _)| nats);
+        let nats = self.density_of_each(&batch.x, rng);
         LogProb { nats, kind, per_position: None }
     }
 
@@ -393,7 +425,8 @@ impl Model for Ffjord {
         options.check("ffjord", 0)?;
         autograd::no_grad(|| {
             let z = self.rows.latents(n, options.temperature, rng);
-            let plan = Plan { noise: None, gradient: Gradient::Backprop, weights: [0.0; 2] };
+            let stepping = self.config.stepping;
+            let plan = Plan { noise: None, stepping, gradient: Gradient::Backprop, weights: [0.0; 2] };
             let x = self.flow(&z, [1.0, 0.0], &plan)?.z;
             Ok(self.rows.restored(&x))
         })

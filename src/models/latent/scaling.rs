@@ -4,6 +4,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Init, Initial, Param, restored, standardised};
 use crate::tensor::{DType, Tensor};
 
+/// The largest standardised value.
+const FARTHEST: f64 = 1e5;
+
 /// y = (x − shift) / scale per column; log p(x) = log p(y) − Σ ln scale.
 pub(super) struct Scaling {
     /// (D,) f64.
@@ -62,10 +65,10 @@ impl Scaling {
         Ok(())
     }
 
-    /// y (..., D) of `dtype`, unrecorded.
+    /// y (..., D) of `dtype`, unrecorded; held within ±10⁵, so that no row has a likelihood of −∞.
     pub(super) fn forward(&self, x: &Tensor, dtype: DType) -> Tensor {
         let [shift, scale] = [&self.shift, &self.scale].map(|p| p.get().to_f64_vec());
-        standardised(x, &shift, &scale, dtype)
+        standardised(x, &shift, &scale, dtype).clamp(-FARTHEST, FARTHEST)
     }
 
     /// x (..., D) f32 from y.
