@@ -3,6 +3,9 @@
 //! ```text
 //! 0  the sequence has ended        1  a line of no known kind        2 + i  a line of template i
 //! ```
+//! A log with more than 254 templates has a byte for each of the 253 that most lines have; the others, the rare ones,
+//! share the byte 255. They stay apart from lines of no known kind, which is what a new failure looks like.
+//!
 //! The templates are mined from the file ([`Templates`]) unless the options bring those of a model. Lines are cut into
 //! windows of consecutive ones; with [`ReadOptions::session`] those that have a word with this beginning (`blk_`, `user=`)
 //! are put together by that word, one sequence each, in the order of their first lines, cut or filled up to the window.
@@ -43,6 +46,8 @@ pub(super) static EVENTS: SourceInfo = SourceInfo {
 const END: u8 = 0;
 const UNKNOWN: u8 = 1;
 const FIRST: u8 = 2;
+/// Templates that can have a byte of their own.
+const OWN: usize = (u8::MAX - FIRST) as usize + 1;
 /// Lines of a window when none are asked for.
 const WINDOW: usize = 64;
 
@@ -51,11 +56,19 @@ pub(super) fn step(templates: &Templates, byte: u8) -> String {
     match byte {
         END => "the end".into(),
         UNKNOWN => "a line of no known kind".into(),
+        u8::MAX if templates.len() > OWN => {
+            format!("one of {} rare kinds of lines", templates.len() + 1 - OWN)
+        }
         id => {
             let id = usize::from(id - FIRST);
             if id < templates.len() { templates.text(id) } else { format!("template {id}") }
         }
     }
+}
+
+/// What stands for a line of template `id`.
+fn byte(id: usize) -> u8 {
+    FIRST + id.min(OWN - 1) as u8
 }
 
 fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
@@ -66,9 +79,9 @@ fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
         (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).collect();
     let templates = match &options.templates {
         Some(templates) => templates.as_ref().clone(),
-        None => Templates::mine(lines.iter().map(|l| l.1), usize::from(u8::MAX - FIRST) + 1),
+        None => Templates::mine(lines.iter().map(|l| l.1), OWN - 1),
     };
-    let kind = |line: &str| templates.find(line).map_or(UNKNOWN, |id| FIRST + id as u8);
+    let kind = |line: &str| templates.find(line).map_or(UNKNOWN, byte);
     let known: Vec<(u32, u8)> = lines.iter().map(|(n, line)| (*n, kind(line))).collect();
     let sequences: Vec<Vec<(u32, u8)>> = match &options.session {
         Some(beginning) => {
@@ -172,5 +185,35 @@ mod tests {
         ];
         assert_eq!(sessions(&lines, "blk_"), [vec![0, 3, 4], vec![2, 3]]);
         assert!(sessions(&lines, "user=").is_empty());
+    }
+
+    /// 300 kinds of lines, ten of them frequent, the last ones: those have bytes of their own, a rare one shares 255, and a new
+    /// one is still unknown.
+    #[test]
+    fn more_kinds_than_bytes() {
+        let word = |i: usize| format!("event{} of kind {}", letters(i), letters(i));
+        let kinds = (0..300).chain((0..100).map(|i| 290 + i % 10));
+        let text: Vec<String> = kinds.map(word).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("many.log");
+        std::fs::write(&path, text.join("\n")).unwrap();
+        let found =
+            read(&path, &ReadOptions { window: Some(4), stride: Some(4), ..Default::default() }).unwrap();
+        let bytes = found.values.as_slice::<u8>();
+        let templates = found.cut.as_ref().unwrap().templates.as_ref().unwrap();
+        assert_eq!((templates.len(), bytes.len()), (300, 400));
+        let rare = bytes[..290].iter().filter(|b| **b == u8::MAX).count();
+        assert_eq!(rare, 300 - (OWN - 1), "the rest of the rare kinds");
+        assert!(bytes[290..].iter().all(|b| *b < u8::MAX && *b >= FIRST));
+        assert_eq!(found.kind_of_line(0, 0), "eventa of kind a");
+        let at = bytes.iter().position(|b| *b == u8::MAX).unwrap();
+        assert_eq!(found.kind_of_line(at / 4, at % 4), "one of 47 rare kinds of lines");
+        assert_eq!(templates.find("something else altogether"), None);
+    }
+
+    /// A name without digits.
+    fn letters(i: usize) -> String {
+        let letter = |n: usize| char::from(b'a' + n as u8);
+        if i < 26 { letter(i).into() } else { letters(i / 26 - 1) + &letter(i % 26).to_string() }
     }
 }

@@ -16,6 +16,8 @@ use std::collections::HashMap;
 const ANY: &str = "<*>";
 /// Words that a group has in common.
 const PREFIX: usize = 2;
+/// The most templates that are kept.
+const MOST: usize = 10_000;
 /// The share of equal words from which lines are of one kind.
 const SIMILAR: f64 = 0.5;
 
@@ -33,7 +35,8 @@ pub struct Templates {
 type Group = (usize, Vec<String>);
 
 impl Templates {
-    /// Mines `lines`, at most `most` templates: those of the most lines, in the order of their first ones.
+    /// Mines `lines`. The `most` templates of the most lines come first, then the others, [`MOST`] in all; both in the order of
+    /// their first lines.
     pub fn mine<'a>(lines: impl Iterator<Item = &'a str>, most: usize) -> Self {
         let mut mined = Self::default();
         let mut counts: Vec<usize> = Vec::new();
@@ -58,8 +61,11 @@ impl Templates {
         }
         let mut order: Vec<usize> = (0..counts.len()).collect();
         order.sort_by_key(|&id| std::cmp::Reverse(counts[id]));
-        order.truncate(most);
-        order.sort_unstable();
+        order.truncate(MOST);
+        let own = most.min(order.len());
+        let (frequent, rare) = order.split_at_mut(own);
+        frequent.sort_unstable();
+        rare.sort_unstable();
         Self::of(order.into_iter().map(|id| std::mem::take(&mut mined.templates[id])).collect())
     }
 
@@ -184,6 +190,8 @@ mod tests {
         assert_eq!(mined.find("session opened at dawn for no reason"), None);
         let saved: Templates = serde_json::from_str(&serde_json::to_string(&mined).unwrap()).unwrap();
         assert_eq!(saved, mined);
-        assert_eq!(Templates::mine(lines.into_iter(), 1).text(0), mined.text(0), "the most frequent stays");
+        let last_first = Templates::mine(lines.iter().rev().copied(), 1);
+        assert_eq!(last_first.text(0), mined.text(0), "the most frequent comes first");
+        assert_eq!(last_first.len(), 3, "the others behind it");
     }
 }
