@@ -6,6 +6,8 @@ mod gmm;
 mod hmm;
 #[path = "latent/hvae.rs"]
 mod hvae;
+#[path = "latent/smoothing.rs"]
+mod smoothing;
 #[path = "latent/vae.rs"]
 mod vae;
 #[path = "latent/vqvae.rs"]

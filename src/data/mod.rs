@@ -13,6 +13,7 @@ mod dataset;
 mod demo;
 mod elements;
 mod folder;
+pub mod grain;
 mod idx;
 mod infer;
 mod input;

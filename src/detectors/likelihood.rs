@@ -57,7 +57,7 @@ impl Likelihood {
         recipe.adapt(&data);
         let model = recipe.build()?;
         let (rest, aside) = match recipe.train.validation {
-            share if share > 0.0 && data.len() > 1 => {
+            share if share > 0.0 && data.len() > 1 && !model.solves() => {
                 data.split(share, recipe.train.seed).map(|(rest, aside)| (rest, Some(aside)))?
             }
             _ => (data, None),

@@ -138,11 +138,16 @@ impl Recipe {
         self.separate(all, "--set")
     }
 
-    /// Takes over the shape of the data when the configuration has a `shape` of the same rank, and the columns of a
-    /// table when it has `columns`; whether the shape differed.
+    /// Takes over the shape of the data when the configuration has a `shape` of the same rank, the columns of a
+    /// table when it has `columns`, and the number of examples when it has more `rows`; whether the shape differed.
     pub fn adapt(&mut self, data: &Dataset) -> bool {
         if let (Some(columns), Some(schema)) = (self.config.get_mut("columns"), &data.schema) {
             *columns = serde_json::to_value(&**schema).unwrap_or_default();
+        }
+        if let Some(rows) = self.config.get_mut("rows")
+            && let Some(most) = rows.as_u64()
+        {
+            *rows = most.min(data.len() as u64).max(1).into();
         }
         let example_shape = data.example_shape();
         let Some(Value::Array(shape)) = self.config.get_mut("shape") else { return false };

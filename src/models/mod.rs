@@ -234,6 +234,11 @@ pub trait Model: Send + Sync {
         Ok(())
     }
 
+    /// Whether [`Self::solve`] fits it, so that nothing is stopped early and no rows need to be set aside for that.
+    fn solves(&self) -> bool {
+        false
+    }
+
     /// Fits models that have an algorithm of their own instead of gradient steps (expectation maximisation, counting).
     /// Returns the mean surprisal in nats after each iteration; `None`, the default, asks for gradient steps.
     ///
@@ -328,6 +333,7 @@ pub static MODELS: &[&ModelInfo] = &[
     &latent::gmm::INFO,
     &latent::hmm::INFO,
     &latent::hvae::INFO,
+    &latent::parzen::INFO,
     &latent::vae::INFO,
     &latent::vqvae::INFO,
 ];

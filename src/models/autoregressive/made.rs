@@ -17,8 +17,9 @@
 //!
 //! **Orders.** One order of the columns is a choice without a reason, so `orders` of them (the first is that of the file,
 //! the others are random, but always the same) have a network each; p is their mean. Each is trained on its own surprisal.
-//! **Noise.** Numbers are trained with normal noise of `noise` deviations (Rothfuss et al. 2019), as in the flows on
-//! tables, so that repeated values do not draw the density to infinity.
+//! **Noise.** Numbers are trained with normal noise of `noise` deviations (Rothfuss et al. 2019), or half a gap between the
+//! values of their column where that is more ([`crate::data::grain`]), as in the flows on tables, so that repeated values do
+//! not draw the density to infinity.
 //!
 //! The likelihood is exact: a density over the numbers times a probability over the levels, in nats, cell by cell. With
 //! several orders the nats of a cell are the mean over the orders, weighted by how well each explains the row, and what
@@ -26,7 +27,7 @@
 
 use super::incremental::pick;
 use crate::autograd;
-use crate::data::{ColumnKind, Dataset, Schema};
+use crate::data::{ColumnKind, Dataset, Schema, grain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, MaskedMlp, Param, ParamStore};
@@ -171,7 +172,7 @@ pub struct Made {
     dtype: DType,
     store: ParamStore,
     cells: Vec<Cell>,
-    /// (2, D) f64: mean and deviation of the numeric columns, 0 and 1 elsewhere.
+    /// (3, D) f64: mean, deviation and noise, in deviations, of the numeric columns; 0 and 1 elsewhere.
     moments: Param,
     orders: Vec<Order>,
 }
@@ -187,8 +188,8 @@ impl Made {
         let mut order: Vec<usize> = (0..d).collect();
         let mut store = ParamStore::default();
         let mut init = Init::new(&mut store, rng, dtype);
-        let moments = init.buffer("moments", [2, d], DType::F64, Initial::Zeros);
-        moments.set(&Tensor::from_fn([2, d], |i| if i < d { 0.0f64 } else { 1.0 }));
+        let moments = init.buffer("moments", [3, d], DType::F64, Initial::Zeros);
+        moments.set(&Tensor::from_fn([3, d], |i| [0.0f64, 1.0, config.noise][i / d]));
         let mut orders = Vec::new();
         for k in 0..config.orders {
             if k > 0 {
@@ -399,7 +400,8 @@ impl Model for Made {
             let d = self.cells.len();
             let numbers =
                 rows.iter_mut().zip(noise).enumerate().filter(|(i, _)| self.cells[i % d].levels.is_none());
-            numbers.for_each(|(_, (x, e))| *x += self.config.noise * e);
+            let moments = self.moments.get().to_f64_vec();
+            numbers.for_each(|(i, (x, e))| *x += moments[2 * d + i % d] * e);
         }
         let each = self.orders.iter().map(|order| self.cell_nats(order, &rows).sum_examples());
         let sum = each.reduce(|a, b| &a + &b).expect("there is at least one order");
@@ -411,7 +413,7 @@ impl Model for Made {
         Ok(self.store.on_host(|| self.drawn(n, options, rng))?.placed())
     }
 
-    /// Mean and deviation of every numeric column, of the cells that are there; a constant column has the deviation 1.
+    /// Mean, deviation and noise of every numeric column, of the cells that are there; a constant column has the deviation 1.
     fn init_from(&self, train: &Dataset, _batch: &Batch, _rng: &mut Philox) {
         let d = self.cells.len();
         let values = train.values.to_f64_vec();
@@ -427,7 +429,13 @@ impl Model for Made {
                 moments[d + column] = variance.sqrt();
             }
         }
-        self.moments.set(&Tensor::from_slice(&moments, [2, d]));
+        let apart = grain::blur(&train.values, &moments[d..]);
+        moments.extend(
+            apart
+                .into_iter()
+                .map(|blur| if self.config.noise > 0.0 { blur.max(self.config.noise) } else { 0.0 }),
+        );
+        self.moments.set(&Tensor::from_slice(&moments, [3, d]));
     }
 }
 

@@ -1,18 +1,20 @@
 //! What the flows on tables of numbers share: standardisation, a chain of bijections, a normal base.
 //!
-//! x (D) → z₀ = (x − mean) / scale, with the statistics of the training rows, saved as the buffers `mean` and `scale`
-//! → z = f(z₀), log p(x) = log N(z; 0, 1) + log |det df/dz₀| − Σ ln scale: exact, in nats of x as given.
+//! x (D) → z₀ = (x − mean) / scale, with the statistics of the training rows, saved as the buffers `mean`, `scale` and
+//! `noise` → z = f(z₀), log p(x) = log N(z; 0, 1) + log |det df/dz₀| − Σ ln scale: exact, in nats of x as given.
 //!
 //! **Constant columns** have no scale: theirs is 1, so their standardised values are 0, and the training noise (below)
 //! gives them a density of finite height. A row that differs there lies `difference / noise` deviations away.
-//! **Noise.** With `noise` = σ > 0 the flow is trained on z₀ + σ ε, ε standard normal, so it learns the density of the
-//! training rows smoothed by that kernel (Rothfuss et al. 2019, "Noise regularization for conditional density
-//! estimation"): discrete columns then cannot draw the likelihood to infinity, and few rows are not learned by heart.
+//! **Noise.** With `noise` = σ > 0 the flow is trained on rows with normal noise of σ deviations of each column, so it
+//! learns the density of the training rows smoothed by that kernel (Rothfuss et al. 2019, "Noise regularization for
+//! conditional density estimation"), and few rows are not learned by heart. Columns whose values lie apart have noise of
+//! half a gap where that is more ([`crate::data::grain`]), so they cannot draw the likelihood to infinity. `scale` is the
+//! deviation of column and noise together.
 //! **Far rows.** z₀ is held within ±10⁵, so that no row has a likelihood of −∞.
 
 use crate::autograd;
 use crate::bijections::{Actnorm, BatchNorm, Bijection, Chain, LuLinear, Permutation};
-use crate::data::{Dataset, Transform};
+use crate::data::{Dataset, Transform, grain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, Initial, Param, ParamStore};
@@ -113,16 +115,20 @@ impl Sizes<'_> {
 pub(super) struct Rows {
     mean: Param,
     scale: Param,
-    noise: f64,
+    /// (D,), in units of `scale`.
+    noise: Param,
+    /// What was asked for.
+    least: f64,
     dtype: DType,
 }
 
 impl Rows {
-    /// The buffers `mean` and `scale`, for data that are standardised already until [`Self::fit`] is called.
+    /// The buffers `mean`, `scale` and `noise`, for data that are standardised already until [`Self::fit`] is called.
     pub(super) fn new(init: &mut Init, sizes: &Sizes, dtype: DType) -> Self {
         let mean = init.buffer("mean", [sizes.columns], dtype, Initial::Zeros);
         let scale = init.buffer("scale", [sizes.columns], dtype, Initial::Constant(1.0));
-        Self { mean, scale, noise: sizes.noise, dtype }
+        let noise = init.buffer("noise", [sizes.columns], dtype, Initial::Constant(sizes.noise));
+        Self { mean, scale, noise, least: sizes.noise, dtype }
     }
 
     /// Takes the statistics of all training rows.
@@ -131,8 +137,12 @@ impl Rows {
             unreachable!("standardise makes a standardisation")
         };
         let of = |v: &[f64]| Tensor::from_slice(v, [v.len()]).cast(self.dtype);
+        let apart = if self.least > 0.0 { grain::blur(&train.values, &std) } else { vec![0.0; std.len()] };
+        let noise: Vec<f64> = apart.into_iter().map(|b| b.max(self.least)).collect();
+        let more = |noise: &f64| (1.0 + noise * noise).sqrt();
         self.mean.set(&of(&mean));
-        self.scale.set(&of(&std));
+        self.scale.set(&of(&std.iter().zip(&noise).map(|(s, n)| s * more(n)).collect::<Vec<_>>()));
+        self.noise.set(&of(&noise.iter().map(|n| n / more(n)).collect::<Vec<_>>()));
     }
 
     pub(super) fn input(&self) -> Input {
@@ -146,22 +156,22 @@ impl Rows {
         (&centred / &self.scale.get()).clamp(-FARTHEST, FARTHEST)
     }
 
-    /// z₀ + σ ε of x (B, D), for training.
+    /// z₀ of x (B, D) with noise, for training.
     pub(super) fn noisy(&self, x: &Tensor, rng: &mut Philox) -> Tensor {
-        self.with_noise(x, self.noise, rng)
+        let z = self.standardised(x);
+        if self.least == 0.0 {
+            return z;
+        }
+        &z + &(&rng.normal(z.shape(), self.dtype) * &self.noise.get())
     }
 
     /// z₀ of x (B, D), for layers that start from data; never without noise, so that no column is constant.
     pub(super) fn start(&self, x: &Tensor, rng: &mut Philox) -> Tensor {
-        self.with_noise(x, self.noise.max(0.01), rng)
-    }
-
-    fn with_noise(&self, x: &Tensor, noise: f64, rng: &mut Philox) -> Tensor {
-        let z = self.standardised(x);
-        if noise == 0.0 {
-            return z;
+        if self.least > 0.0 {
+            return self.noisy(x, rng);
         }
-        &z + &rng.normal(z.shape(), self.dtype).affine(noise, 0.0)
+        let z = self.standardised(x);
+        &z + &rng.normal(z.shape(), self.dtype).affine(0.01, 0.0)
     }
 
     /// log p(x) (B,) from the latents and the log-determinants of a flow on z₀, under the normal base.

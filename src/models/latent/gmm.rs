@@ -2,21 +2,26 @@
 //!
 //! Columns are standardised with the training data, log |det| included; constant columns keep their scale. The start
 //! is k-means (k-means++, the best of `restarts` by likelihood). E-step: responsibilities r_nk = w_k N_k(x_n) / p(x_n)
-//! by logsumexp, rows in chunks of bounded memory. M-step: weighted means and covariances, with two regularisers in
+//! by logsumexp, rows in chunks of bounded memory. M-step: weighted means and covariances, with regularisers in
 //! standardised units: `floor` is added to every variance, and a prior worth `prior` rows expects the variance
-//! K^(−2/D), the volume of the data shared by K components (maximum a posteriori after Fraley & Raftery 2007). So
-//! constant or duplicated columns, and fewer rows than columns, give finite densities. It stops when the mean log p
-//! gains less than `tolerance` nats. With `select = "bic"` the number of components is that of 1, 2, 3, 4, 6, 9, 13 ...
+//! K^(−2/D), the volume of the data shared by K components (maximum a posteriori after Fraley & Raftery 2007). With
+//! `pooled` that prior is one of the covariance that all components have in common, and this is what each of them is
+//! expected to have (as regularised discriminant analysis shrinks, Friedman 1989). So
+//! constant or duplicated columns, and fewer rows than columns, give finite densities. With `blur` the floor of a column is
+//! at least the square of half the gap between its values ([`crate::data::grain`]): the mixture is of the rows smoothed by noise
+//! of that size. It stops when the mean log p
+//! gains less than `tolerance` nats per column. With `select = "bic"` the number of components is that of 1, 2, 3, 4, 6, 9, 13 ...
 //! up to `components` with the smallest −2 Σ log p + (free parameters) ln N (Schwarz 1978), where the search ends when two in a
 //! row bring nothing; what is not used has weight 0. `"bic_forms"` also chooses among diagonal, full and tied matrices, as
 //! mclust does (Fraley & Raftery 2002); those that need more parameters than there are numbers in the data are left out.
 //!
-//! The likelihood is exact. Cost of an iteration: 4 N K D² flops (full, tied), 6 N K D (diagonal), in f64.
+//! The likelihood is exact. Cost of an iteration, in f64: 2 N K D² flops and 2 D² for every component that a row has a share in
+//! (full), 4 N D² + 4 N K D (tied), 8 N K D (diagonal).
 
 use super::gaussian::{Covariance, Gaussians, Moments, Prior};
 use super::kmeans::kmeans;
 use super::scaling::Scaling;
-use crate::data::Dataset;
+use crate::data::{Dataset, grain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
@@ -31,9 +36,9 @@ pub const INFO: ModelInfo = ModelInfo {
     family: "latent",
     summary: "Gaussian mixture by expectation maximisation: full, tied or diagonal covariances, BIC (Dempster et al. 1977)",
     objective: "surprisal, nats",
-    reproduce: "surprisal adbench FOLDER --models gmm --set train.validation=0: mean AUROC .828 over 20 tables, three seeds \
-                (benches/results/tables.md); five components in PyOD: .821 over 21",
-    presets: &[("gmm", GMM), ("gmm_5", GMM_5)],
+    reproduce: "surprisal adbench FOLDER --models gmm --seeds 3: mean AUROC .830 over 21 tables (benches/results/tables.md); \
+                five components in PyOD: .821",
+    presets: &[("gmm", GMM), ("gmm_bic", GMM_BIC), ("gmm_5", GMM_5)],
     tiny: &["shape=[2]", "components=2"],
     build: |config, rng| {
         let config = serde_json::from_value(config.clone())
@@ -44,14 +49,30 @@ pub const INFO: ModelInfo = ModelInfo {
 
 const GMM: &str = r#"
 shape = [21]
+components = 20
+covariance = "full"
+select = "none"
+floor = 1e-4
+blur = true
+prior = 30.0
+pooled = true
+restarts = 1
+iterations = 100
+tolerance = 1e-4
+"#;
+
+const GMM_BIC: &str = r#"
+shape = [21]
 components = 32
 covariance = "full"
 select = "bic_forms"
 floor = 1e-6
+blur = false
 prior = 30.0
+pooled = false
 restarts = 1
 iterations = 100
-tolerance = 1e-3
+tolerance = 1e-4
 "#;
 
 const GMM_5: &str = r#"
@@ -60,14 +81,18 @@ components = 5
 covariance = "full"
 select = "none"
 floor = 1e-6
+blur = false
 prior = 30.0
+pooled = false
 restarts = 1
 iterations = 100
-tolerance = 1e-3
+tolerance = 1e-4
 "#;
 
-/// Numbers (rows x components x columns) that one chunk of the E-step holds.
-const CHUNK: usize = 1 << 17;
+/// Numbers (rows x components) that one chunk of the E-step holds.
+const CHUNK: usize = 1 << 20;
+/// Numbers that full matrices may hold.
+const WIDE: usize = 1 << 22;
 /// Lloyd's iterations of the start.
 const KMEANS_ITERATIONS: usize = 50;
 
@@ -91,23 +116,37 @@ pub struct Config {
     pub shape: [usize; 1],
     /// Components, or the most of them.
     pub components: usize,
-    /// The form of the covariance matrices; full where it is chosen.
+    /// The form of the covariance matrices; full where it is chosen. Full ones that would hold more than 2^22 numbers in
+    /// all are tied where nothing is chosen.
     pub covariance: Covariance,
     /// How the number of components is chosen.
     pub select: Select,
     /// Added to every variance, in standardised units; above 0.
     pub floor: f64,
+    /// Whether half a gap between the values of a column, squared, is its floor where that is more.
+    #[serde(default)]
+    pub blur: bool,
     /// The strength of the prior on the covariances, in rows.
     pub prior: f64,
+    /// Whether what is expected of a component is what all have in common.
+    #[serde(default)]
+    pub pooled: bool,
     /// Starts, of which the likeliest end is kept.
     pub restarts: usize,
     /// The most iterations of a start.
     pub iterations: usize,
-    /// Gain in mean log p, nats, below which a start has converged.
+    /// Gain in mean log p, nats per column, below which a start has converged.
     pub tolerance: f64,
 }
 
 impl Config {
+    /// The form of the matrices.
+    fn form(&self) -> Covariance {
+        let [d] = self.shape;
+        let wide = self.select == Select::None && self.components * d * d > WIDE;
+        if wide && self.covariance == Covariance::Full { Covariance::Tied } else { self.covariance }
+    }
+
     fn check(&self) -> Result<()> {
         let Self { shape: [d], components, floor, prior, restarts, iterations, tolerance, .. } = *self;
         let amount = |x: f64| x.is_finite() && x >= 0.0;
@@ -115,7 +154,7 @@ impl Config {
             ((1..=1 << 14).contains(&d), "shape", "1 to 16384 columns"),
             ((1..=1 << 10).contains(&components), "components", "1 to 1024"),
             (
-                self.covariance.count(components, d) <= 1 << 28,
+                self.form().count(components, d) <= 1 << 28,
                 "components",
                 "covariances of at most 2^28 numbers",
             ),
@@ -168,12 +207,12 @@ impl Gmm {
     /// When the configuration is impossible.
     pub fn new(config: Config, rng: &mut Philox) -> Result<Self> {
         config.check()?;
-        let Config { shape: [d], components: k, covariance, .. } = config;
+        let Config { shape: [d], components: k, .. } = config;
         let mut store = ParamStore::default();
         let mut init = Init::new(&mut store, rng, DType::F64);
         let scaling = Scaling::new(&mut init, d);
         let weights = init.buffer("weights", [k], DType::F64, Initial::Constant(1.0 / k as f64));
-        let gaussians = Gaussians::new(&mut init, covariance, k, d);
+        let gaussians = Gaussians::new(&mut init, config.form(), k, d);
         Ok(Self { config, store, scaling, mixture: Mixture { weights, gaussians } })
     }
 
@@ -183,7 +222,7 @@ impl Gmm {
     /// When x has another number of columns.
     #[track_caller]
     pub fn log_responsibilities(&self, x: &Tensor) -> Tensor {
-        log_softmax(&self.mixture.joint(&self.mixture.gaussians.centred(&self.prepared(x))))
+        log_softmax(&self.mixture.joint(&self.prepared(x)))
     }
 
     /// Components in use: those whose weight is not 0.
@@ -198,31 +237,31 @@ impl Gmm {
         self.scaling.forward(x, DType::F64)
     }
 
-    /// Fits `k` components with covariances of this form to the standardised rows `y`.
-    fn fit(&self, y: &Tensor, k: usize, covariance: Covariance, rng: &mut Philox) -> Fitted {
-        let Config { shape: [d], floor, prior, iterations, tolerance, .. } = self.config;
-        let prior = Prior { strength: prior, expected: (k as f64).powf(-2.0 / d as f64), floor };
+    /// Fits `k` components with covariances of this form to the standardised rows `y`, with these floors of the columns.
+    fn fit(&self, y: &Tensor, k: usize, covariance: Covariance, floor: &[f64], rng: &mut Philox) -> Fitted {
+        let Config { shape: [d], prior: strength, pooled, iterations, tolerance, .. } = self.config;
+        let prior = Prior { strength, expected: (k as f64).powf(-2.0 / d as f64), pooled, floor };
         let clusters = kmeans(y, k, KMEANS_ITERATIONS, rng);
         let mixture = Mixture {
             weights: Param::buffer(Tensor::full(1.0 / k as f64, [k], DType::F64)),
             gaussians: Gaussians::at(covariance, &Tensor::from_slice(&clusters.centres, [k, d])),
         };
-        let own = |start: usize, n: usize| {
-            let assigned = &clusters.assignment[start..start + n];
-            Tensor::from_fn([k, n], |i| f64::from(assigned[i % n] == i / n))
+        let own = |start: usize, rows: &Tensor| {
+            let assigned = &clusters.assignment[start..];
+            let own = |i: usize| f64::from(assigned[i / k] == i % k);
+            (Tensor::from_fn([rows.shape()[0], k], own), 0.0)
         };
-        mixture.update(mixture.gather(y, |start, centred| (own(start, centred.shape()[1]), 0.0)).0, prior);
+        mixture.update(mixture.gather(y, own).0, prior);
         let (mut trace, n) = (Vec::new(), y.shape()[0] as f64);
         for iteration in 1..=iterations {
-            let (moments, nats) = mixture.gather(y, |_, centred| {
-                let joint = mixture.joint(centred);
-                let shares = log_softmax(&joint).exp().permute(&[1, 0]);
-                (shares, logsumexp(&joint).sum_all().item())
+            let (moments, nats) = mixture.gather(y, |_, rows| {
+                let joint = mixture.joint(rows);
+                (log_softmax(&joint).exp(), logsumexp(&joint).sum_all().item())
             });
             let before = trace.last().copied();
             trace.push(nats / n);
             // The last number of the trace is that of the parameters that are kept.
-            let converged = before.is_some_and(|before| (nats / n - before).abs() < tolerance);
+            let converged = before.is_some_and(|before| (nats / n - before).abs() < tolerance * d as f64);
             if converged || iteration == iterations {
                 break;
             }
@@ -239,23 +278,21 @@ fn ladder(most: usize) -> Vec<usize> {
 }
 
 impl Mixture {
-    /// ln w_k + ln N_k (N, K) from y − μ (K, N, D).
-    fn joint(&self, centred: &Tensor) -> Tensor {
-        let weights = self.weights.get();
-        let log_weights = weights.ln().reshape([weights.len(), 1]);
-        (&self.gaussians.log_density(centred) + &log_weights).permute(&[1, 0])
+    /// ln w_k + ln N_k (N, K) of rows y (N, D).
+    fn joint(&self, y: &Tensor) -> Tensor {
+        self.gaussians.log_joint(y, &self.weights.get().ln().to_f64_vec())
     }
 
-    /// The moments of all rows under the weights (K, n) that `share` gives for each chunk (its first row, y − μ),
+    /// The moments of all rows under the weights (n, K) that `share` gives for each chunk (its first row, its rows),
     /// and the sum of the second number.
     fn gather(&self, y: &Tensor, share: impl Fn(usize, &Tensor) -> (Tensor, f64)) -> (Moments, f64) {
-        let ([n, d], k) = (y.dims(), self.weights.get().len());
-        let rows = (CHUNK / (k * d)).clamp(1, n);
+        let ([n, _], k) = (y.dims(), self.weights.get().len());
+        let rows = (CHUNK / k).clamp(1, n);
         let mut all: Option<(Moments, f64)> = None;
         for start in (0..n).step_by(rows) {
-            let centred = self.gaussians.centred(&y.narrow(0, start, rows.min(n - start)));
-            let (weights, number) = share(start, &centred);
-            let moments = Moments::of(self.gaussians.form, &centred, &weights);
+            let part = y.narrow(0, start, rows.min(n - start));
+            let (weights, number) = share(start, &part);
+            let moments = self.gaussians.moments(&part, &weights);
             all = Some(match all {
                 None => (moments, number),
                 Some((sum, total)) => (sum.plus(moments), total + number),
@@ -301,7 +338,7 @@ impl Model for Gmm {
 
     fn log_prob(&self, batch: &Batch, _rng: &mut Philox) -> LogProb {
         let y = self.prepared(&batch.x);
-        let nats = logsumexp(&self.mixture.joint(&self.mixture.gaussians.centred(&y)));
+        let nats = logsumexp(&self.mixture.joint(&y));
         LogProb { nats: nats.affine(1.0, self.scaling.log_det()), kind: Kind::Exact, per_position: None }
     }
 
@@ -315,10 +352,16 @@ impl Model for Gmm {
         Ok(self.scaling.inverse(&y))
     }
 
+    fn solves(&self) -> bool {
+        true
+    }
+
     fn solve(&self, train: &Dataset, rng: &mut Philox) -> Result<Option<Vec<f64>>> {
         self.input().check(train)?;
-        let Config { shape: [d], components, covariance, select, restarts, .. } = self.config;
+        let Config { shape: [d], components, select, restarts, floor, blur, .. } = self.config;
         self.scaling.fit(&train.name, &train.values)?;
+        let deviations = if blur { grain::blur(&train.values, &self.scaling.scales()) } else { vec![0.0; d] };
+        let floor: Vec<f64> = deviations.iter().map(|b| floor.max(b * b)).collect();
         let y = self.scaling.forward(&train.values, DType::F64);
         let n = train.len() as f64;
         let end = |fitted: &Fitted| fitted.trace.last().copied().unwrap_or(f64::NEG_INFINITY);
@@ -326,7 +369,7 @@ impl Model for Gmm {
         let numbers = if select == Select::None { vec![components] } else { ladder(components) };
         let forms = match select {
             Select::BicForms => &[Covariance::Diagonal, Covariance::Full, Covariance::Tied][..],
-            _ => &[covariance],
+            _ => &[self.config.form()],
         };
         for &form in forms {
             let (mut least, mut in_vain) = (f64::INFINITY, 0);
@@ -338,7 +381,7 @@ impl Model for Gmm {
                 }
                 in_vain += 1;
                 for _ in 0..restarts {
-                    let fitted = self.fit(&y, k, form, rng);
+                    let fitted = self.fit(&y, k, form, &floor, rng);
                     let penalty = if select == Select::None { 0.0 } else { free as f64 * n.ln() };
                     let criterion = penalty - 2.0 * n * end(&fitted);
                     if criterion < least {

@@ -239,7 +239,8 @@ impl Hmm {
     /// One start: a chain from the steps `y` (N · T, D).
     fn start(&self, y: &Tensor, rng: &mut Philox) -> Chain {
         let Config { states: k, covariance, .. } = self.config;
-        let (prior, steps) = (self.prior(), y.shape()[0]);
+        let floor = self.floor();
+        let (prior, steps) = (self.prior(&floor), y.shape()[0]);
         let even = Tensor::full(1.0 / k as f64, [k], DType::F64);
         // States last: a step stays where it is in half of the cases.
         let stay = |i: usize| 0.5 / k as f64 + if i.is_multiple_of(k + 1) { 0.5 } else { 0.0 };
@@ -253,9 +254,8 @@ impl Hmm {
                 let rows = (CHUNK / (k * self.config.width())).clamp(1, steps);
                 let chunks = (0..steps).step_by(rows).map(|start| {
                     let n = rows.min(steps - start);
-                    let own = |i: usize| f64::from(clusters.assignment[start + i % n] == i / n);
-                    let centred = gaussians.centred(&y.narrow(0, start, n));
-                    Moments::of(covariance, &centred, &Tensor::from_fn([k, n], own))
+                    let own = |i: usize| f64::from(clusters.assignment[start + i / k] == i % k);
+                    gaussians.moments(&y.narrow(0, start, n), &Tensor::from_fn([n, k], own))
                 });
                 if let Some(moments) = chunks.reduce(Moments::plus) {
                     gaussians.update(&moments, prior);
@@ -266,16 +266,20 @@ impl Hmm {
         Chain { first: Param::buffer(even), transitions, emissions }
     }
 
-    fn prior(&self) -> Prior {
-        let Config { states, floor, prior, .. } = self.config;
+    fn floor(&self) -> Vec<f64> {
+        vec![self.config.floor; self.config.width()]
+    }
+
+    fn prior<'a>(&self, floor: &'a [f64]) -> Prior<'a> {
+        let Config { states, prior, .. } = self.config;
         let expected = (states as f64).powf(-2.0 / self.config.width() as f64);
-        Prior { strength: prior, expected, floor }
+        Prior { strength: prior, expected, pooled: false, floor }
     }
 
     /// Baum-Welch from one start; the chain and the mean log p per sequence of every iteration.
     fn fit(&self, y: &Tensor, rng: &mut Philox) -> (Chain, Vec<f64>) {
         let Config { iterations, tolerance, .. } = self.config;
-        let chain = self.start(y, rng);
+        let (chain, floor) = (self.start(y, rng), self.floor());
         let t = self.config.shape[0];
         let n = y.shape()[0] / t;
         let mut trace: Vec<f64> = Vec::new();
@@ -287,7 +291,7 @@ impl Hmm {
             if converged || iteration == iterations {
                 break;
             }
-            chain.maximise(counts, self.prior(), self.config.smoothing);
+            chain.maximise(counts, self.prior(&floor), self.config.smoothing);
         }
         (chain, trace)
     }
@@ -330,7 +334,7 @@ impl Chain {
     /// ln b_k(x) (rows, K) of steps `y` (rows, D).
     fn log_emissions(&self, y: &Tensor) -> Tensor {
         match &self.emissions {
-            Emissions::Gaussian(g) => g.log_density(&g.centred(y)).permute(&[1, 0]),
+            Emissions::Gaussian(g) => g.log_density(y),
             Emissions::Categorical(table) => {
                 let table = table.get();
                 let [k, levels] = table.dims();
@@ -374,8 +378,7 @@ impl Chain {
             }
             match &self.emissions {
                 Emissions::Gaussian(g) => {
-                    let weights = Tensor::from_slice(&shares, [sequences * t, k]).permute(&[1, 0]);
-                    let new = Moments::of(g.form, &g.centred(&part), &weights);
+                    let new = g.moments(&part, &Tensor::from_slice(&shares, [sequences * t, k]));
                     moments = Some(match moments {
                         None => new,
                         Some(sum) => sum.plus(new),
@@ -539,6 +542,10 @@ impl Model for Hmm {
             }
             _ => unreachable!("numbers have a scaling"),
         })
+    }
+
+    fn solves(&self) -> bool {
+        true
     }
 
     fn solve(&self, train: &Dataset, rng: &mut Philox) -> Result<Option<Vec<f64>>> {

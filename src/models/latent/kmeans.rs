@@ -119,7 +119,8 @@ fn shrink(xs: &[f64], d: usize, centre: &[f64], distances: &mut [f64]) {
     });
 }
 
-fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
+/// |a − b|².
+pub(super) fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
     simd::vectorize(
         #[inline(always)]
         || {

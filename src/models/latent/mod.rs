@@ -8,6 +8,7 @@ pub mod hvae;
 pub mod kmeans;
 pub mod likelihood;
 mod network;
+pub mod parzen;
 pub mod posterior;
 mod scaling;
 pub mod vae;

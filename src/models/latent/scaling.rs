@@ -77,6 +77,11 @@ impl Scaling {
         restored(y, &shift, &scale)
     }
 
+    /// The scale of each column.
+    pub(super) fn scales(&self) -> Vec<f64> {
+        self.scale.get().to_f64_vec()
+    }
+
     /// −Σ ln scale: what is added to the log density of one row.
     pub(super) fn log_det(&self) -> f64 {
         -self.scale.get().to_f64_vec().iter().map(|s| s.ln()).sum::<f64>()

@@ -1,0 +1,247 @@
+//! Kernel density: p(x) = (1/N) Σ_i N(x; x_i, diag(h_i² + b_c²)), a normal at every training row (Parzen 1962), wider where
+//! rows are sparse (Breiman, Meisel & Purcell 1977).
+//!
+//! In standardised columns: h_i = α r_i, where r_i is the distance of row i to its `neighbours`-th neighbour over √D, and α
+//! is the number for which the training rows are likeliest, each under the kernels of the others (leave-one-out maximum
+//! likelihood, Habbema, Hermans & van den Broek 1974; Duin 1976). b_c is `least`, or with `blur` half the gap between the
+//! values of column c (or half its deviation, whichever is less) if that is more, see [`crate::data::grain`]: leave-one-out likelihood alone would shrink the
+//! kernels to nothing on columns of few values and on rows that occur twice. r_i is held above a tenth of its median
+//! for the same reason.
+//!
+//! The likelihood is exact. Beyond `rows` training rows, a random part of them is taken. Cost: 4 N D flops per row scored,
+//! 2 N² D and 13 likelihoods of [`JUDGES`] rows to fit.
+
+use super::gaussian::{Covariance, Gaussians};
+use super::scaling::Scaling;
+use crate::cpu::par;
+use crate::data::{Dataset, grain};
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
+use crate::nn::{Init, Initial, Param, ParamStore};
+use crate::ops::matmul::matmul;
+use crate::ops::shape::concat;
+use crate::ops::softmax::logsumexp;
+use crate::random::Philox;
+use crate::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// The registry's line.
+pub const INFO: ModelInfo = ModelInfo {
+    name: "parzen",
+    family: "latent",
+    summary: "kernel density, a normal at every training row, widths by leave-one-out likelihood (Breiman et al. 1977)",
+    objective: "surprisal, nats",
+    reproduce: "surprisal adbench FOLDER --models parzen --seeds 3: mean AUROC .843 over 21 tables \
+                (benches/results/tables.md); neighbours' distances in PyOD: .830",
+    presets: &[("parzen", PARZEN)],
+    tiny: &["shape=[2]", "rows=40"],
+    build: |config, rng| {
+        let config = serde_json::from_value(config.clone())
+            .map_err(|e| Error::new(ErrorKind::Usage, format!("parzen: {e}")))?;
+        Ok(Box::new(Parzen::new(config, rng)?))
+    },
+};
+
+const PARZEN: &str = r#"
+shape = [21]
+rows = 10000
+neighbours = 5
+least = 0.01
+blur = true
+"#;
+
+/// Rows whose likelihood chooses α.
+pub const JUDGES: usize = 500;
+/// The values of α that are tried.
+const FACTORS: [f64; 13] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5];
+/// Numbers (rows x kernels) that are held at once.
+const CHUNK: usize = 1 << 20;
+
+/// What a [`Parzen`] is made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The number of columns.
+    pub shape: [usize; 1],
+    /// The most kernels.
+    pub rows: usize,
+    /// Which neighbour's distance makes a kernel wide.
+    pub neighbours: usize,
+    /// The least deviation of a kernel, in standardised units; above 0.
+    pub least: f64,
+    /// Whether kernels are at least half as wide as the gaps between the values of a column.
+    pub blur: bool,
+}
+
+impl Config {
+    fn check(&self) -> Result<()> {
+        let Self { shape: [d], rows, neighbours, least, .. } = *self;
+        let rules = [
+            ((1..=1 << 14).contains(&d), "shape", "1 to 16384 columns"),
+            ((1..=1 << 20).contains(&rows) && rows * d <= 1 << 28, "rows", "1 to 2^20, at most 2^28 numbers"),
+            ((1..=1 << 10).contains(&neighbours), "neighbours", "1 to 1024"),
+            (least.is_finite() && least > 0.0, "least", "a number above 0"),
+        ];
+        match rules.iter().find(|(ok, ..)| !ok) {
+            Some((_, key, wanted)) => {
+                Err(Error::new(ErrorKind::Usage, format!("parzen: {key}: expected {wanted}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The model; see the module's description.
+pub struct Parzen {
+    config: Config,
+    store: ParamStore,
+    scaling: Scaling,
+    /// (rows,): 1/N, and 0 for kernels without a row.
+    weights: Param,
+    kernels: Gaussians,
+}
+
+impl Parzen {
+    /// A model with kernels at random places, to be fitted by [`Model::solve`].
+    ///
+    /// # Errors
+    /// When the configuration is impossible.
+    pub fn new(config: Config, rng: &mut Philox) -> Result<Self> {
+        config.check()?;
+        let Config { shape: [d], rows, .. } = config;
+        let mut store = ParamStore::default();
+        let mut init = Init::new(&mut store, rng, DType::F64);
+        let scaling = Scaling::new(&mut init, d);
+        let weights = init.buffer("weights", [rows], DType::F64, Initial::Constant(1.0 / rows as f64));
+        let kernels = Gaussians::new(&mut init, Covariance::Diagonal, rows, d);
+        Ok(Self { config, store, scaling, weights, kernels })
+    }
+
+    /// ln p (B,) of standardised rows y (B, D).
+    fn log_density(&self, y: &Tensor) -> Tensor {
+        let ([b, _], log_weights) = (y.dims(), self.weights.get().ln().to_f64_vec());
+        let rows = (CHUNK / log_weights.len()).max(1);
+        let part = |start: usize| {
+            let part = y.narrow(0, start, rows.min(b - start));
+            logsumexp(&self.kernels.log_joint(&part, &log_weights))
+        };
+        let parts: Vec<Tensor> = (0..b).step_by(rows).map(part).collect();
+        concat(&parts.iter().collect::<Vec<_>>(), 0)
+    }
+
+    /// Deviations (N, D) of the kernels with h = `factor` · `reach` as 1 / deviation.
+    fn inverse_widths(&self, factor: f64, reach: &[f64], blur: &[f64]) -> Vec<f64> {
+        let width = |r: &f64, b: &f64| 1.0 / ((factor * r).powi(2) + b * b).sqrt();
+        reach.iter().flat_map(|r| blur.iter().map(move |b| width(r, b))).collect()
+    }
+
+    /// Mean ln p of the first rows of `y`, each under the kernels at the other rows.
+    fn left_out(&self, y: &Tensor, inverse_widths: &[f64]) -> f64 {
+        let [n, d] = y.dims();
+        let kernels = Gaussians::diagonal(y, inverse_widths);
+        let judges = JUDGES.min(n);
+        let rows = (CHUNK / n).max(1);
+        let mut sum = 0.0;
+        for start in (0..judges).step_by(rows) {
+            let part = rows.min(judges - start);
+            let mut joint = kernels.log_density(&y.narrow(0, start, part).reshape([part, d]));
+            let own = joint.make_mut::<f64>();
+            (0..part).for_each(|i| own[i * n + start + i] = f64::NEG_INFINITY);
+            sum += logsumexp(&joint).sum_all().item();
+        }
+        sum / judges as f64
+    }
+}
+
+/// The distance of each row of `y` (N, D) to its `k`-th neighbour over √D, and at least a tenth of the median of these.
+fn reach(y: &Tensor, k: usize) -> Vec<f64> {
+    let [n, d] = y.dims();
+    if n == 1 {
+        return vec![1.0];
+    }
+    let k = k.min(n - 1);
+    let squares = y.square().sum(&[1]).to_f64_vec();
+    let mut out = vec![0.0; n];
+    let rows = (CHUNK / n).max(1);
+    for (chunk, out) in out.chunks_mut(rows).enumerate() {
+        let start = chunk * rows;
+        let products = matmul(&y.narrow(0, start, out.len()), y, false, true);
+        let products = products.as_slice::<f64>();
+        par::chunks_mut(out, 1, |i, reach| {
+            let own = squares[start + i];
+            let far = products[i * n..][..n].iter().zip(&squares).map(|(p, s)| own + s - 2.0 * p);
+            let mut far: Vec<f64> =
+                far.enumerate().filter(|(j, _)| *j != start + i).map(|(_, x)| x).collect();
+            let (_, square, _) = far.select_nth_unstable_by(k - 1, f64::total_cmp);
+            reach[0] = (square.max(0.0) / d as f64).sqrt();
+        });
+    }
+    let mut sorted = out.clone();
+    let (_, median, _) = sorted.select_nth_unstable_by(n / 2, f64::total_cmp);
+    let least = 0.1 * *median;
+    out.iter_mut().for_each(|r| *r = r.max(least));
+    out
+}
+
+impl Model for Parzen {
+    fn config(&self) -> serde_json::Value {
+        serde_json::to_value(&self.config).expect("a configuration is plain data")
+    }
+
+    fn input(&self) -> Input {
+        Input { shape: self.config.shape.to_vec(), dtypes: &[DType::F32, DType::F64], ..Input::default() }
+    }
+
+    fn params(&self) -> &ParamStore {
+        &self.store
+    }
+
+    fn log_prob(&self, batch: &Batch, _rng: &mut Philox) -> LogProb {
+        let [d] = self.config.shape;
+        let x = &batch.x;
+        assert!(x.rank() == 2 && x.shape()[1] == d, "parzen: x {:?}; expected (B, {d})", x.shape());
+        let nats = self.log_density(&self.scaling.forward(x, DType::F64));
+        LogProb { nats: nats.affine(1.0, self.scaling.log_det()), kind: Kind::Exact, per_position: None }
+    }
+
+    fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
+        options.check("parzen", 0)?;
+        let used = self.weights.get().as_slice::<f64>().iter().filter(|w| **w > 0.0).count();
+        let which = rng.randint(0, used as i32, [n]);
+        let which: Vec<usize> = which.as_slice::<i32>().iter().map(|&i| i as usize).collect();
+        Ok(self.scaling.inverse(&self.kernels.sample(&which, options.temperature, rng)))
+    }
+
+    fn solves(&self) -> bool {
+        true
+    }
+
+    fn solve(&self, train: &Dataset, rng: &mut Philox) -> Result<Option<Vec<f64>>> {
+        self.input().check(train)?;
+        let Config { shape: [d], rows, neighbours, least, blur } = self.config;
+        self.scaling.fit(&train.name, &train.values)?;
+        let part = train.select(&rng.permutation(train.len())[..rows.min(train.len())]);
+        let y = self.scaling.forward(&part.values, DType::F64);
+        let n = part.len();
+        let widest = if blur { grain::blur(&train.values, &self.scaling.scales()) } else { vec![0.0; d] };
+        let widest: Vec<f64> = widest.into_iter().map(|b| b.max(least)).collect();
+        let reach = reach(&y, neighbours);
+        let judged = FACTORS.map(|factor| {
+            let widths = self.inverse_widths(factor, &reach, &widest);
+            let nats = if n > 1 { self.left_out(&y, &widths) - ((n - 1) as f64).ln() } else { 0.0 };
+            (nats, widths)
+        });
+        let best = judged.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
+        let (nats, widths) = best.expect("there are factors");
+        let filled = |values: &[f64], to: &Param| {
+            let mut all = to.get();
+            all.make_mut::<f64>()[..values.len()].copy_from_slice(values);
+            to.set(&all);
+        };
+        self.weights.set(&Tensor::zeros([rows], DType::F64));
+        filled(&vec![1.0 / n as f64; n], &self.weights);
+        filled(y.as_slice::<f64>(), &self.kernels.means);
+        filled(&widths, &self.kernels.whiten);
+        Ok(Some(vec![-(nats + self.scaling.log_det())]))
+    }
+}
