@@ -9,11 +9,11 @@ for name in clang++ clang++-{22,21,20,19,18,17,16,15,14}; do
 done
 [ -n "$clang" ] || { echo "there is no clang++ in CLANGXX or PATH"; exit 1; }
 warnings=(-std=c++17 -fsyntax-only -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror -Wno-unknown-pragmas)
-forms=("as host code")
+forms="as host code"
 stubs=$(mktemp -d)
 trap 'rm -rf "$stubs"' EXIT
 if [ -n "${CUDA_HOME:-}" ] && [ -f "$CUDA_HOME/include/cuda_runtime.h" ]; then
-  forms+=("as device code")
+  forms+=" and as device code"
   # Headers that clang's wrapper includes and CUDA 13 no longer has.
   touch "$stubs"/{texture_fetch_functions,texture_indirect_functions,surface_indirect_functions,curand_mtgp32_kernel}.h
   device=(-x cuda --cuda-device-only --cuda-gpu-arch=sm_80 "--cuda-path=$CUDA_HOME" -nocudalib -Wno-unknown-cuda-version
@@ -21,6 +21,6 @@ if [ -n "${CUDA_HOME:-}" ] && [ -f "$CUDA_HOME/include/cuda_runtime.h" ]; then
 fi
 for source in kernels/*.cu; do
   "$clang" "${warnings[@]}" -x c++ -Ikernels -isystem kernels/emulator "$source"
-  [ ${#forms[@]} -eq 1 ] || "$clang" "${warnings[@]}" "${device[@]}" "$source"
+  [ -z "${device+set}" ] || "$clang" "${warnings[@]}" "${device[@]}" "$source"
 done
-printf '%s: %s kernel files, %s\n' "$("$clang" --version | head -1)" "$(ls kernels/*.cu | wc -l)" "$(IFS=,; echo "${forms[*]}")"
+printf '%s: %s kernel files, %s\n' "$("$clang" --version | head -1)" "$(ls kernels/*.cu | wc -l)" "$forms"
