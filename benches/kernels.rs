@@ -14,13 +14,17 @@ use surprisal::cuda::{Replay, kernels_of};
 use surprisal::models::autoregressive::{pixelcnn, pixelcnn_pp};
 use surprisal::models::{Model, SampleOptions};
 use surprisal::nn::{Init, Initial, Param, ParamStore};
-use surprisal::ops::{Case, OPS, matmul::matmul};
+use surprisal::ops::coupling::{Coupling, coupling, kept_half};
+use surprisal::ops::mixture_cdf::{Mixture, inverse};
+use surprisal::ops::rq_spline::{Spline, rq_spline};
+use surprisal::ops::{Case, OPS, matmul::matmul, shape};
 use surprisal::random::Philox;
 use surprisal::testing::cast_inputs;
 use surprisal::train::{FitOptions, Optimiser, norm};
 use surprisal::{DType, Device, Tensor, autograd};
 
 /// Larger cases take too long on the emulated device.
+#[cfg(feature = "emulate")]
 const EMULATED_FLOPS: usize = 1_000_000;
 
 fn main() {
@@ -35,26 +39,32 @@ fn main() {
         std::process::exit(1);
     }
     let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
-    let run = || {
-        let ceiling = if emulated { None } else { Some(Ceiling::measure(device)) };
-        if let Some(Ceiling { bytes, flops }) = ceiling {
-            println!("ceilings: copy {:.0} GB/s, bf16 product {:.1} TFLOP/s", bytes / 1e9, flops / 1e12);
-        }
-        println!("{:72} {:>10} {:>9} {:>9} {:>6}  kernels", "op: case, dtype", "us", "GB/s", "TFLOP/s", "%");
-        let mut lines = Lines { device, ceiling, filter, launched: BTreeSet::new() };
-        for op in OPS {
-            for case in (op.cases)().iter().filter(|c| c.bench) {
-                for dtype in [DType::F32, DType::BF16] {
-                    lines.case(op.name, case, dtype);
-                }
+    let on_device = |work: &mut dyn FnMut()| device.run(work).unwrap_or_else(|e| panic!("{e}"));
+    let mut ceiling = None;
+    if !emulated {
+        on_device(&mut || ceiling = Some(Ceiling::measure(device)));
+    }
+    if let Some(Ceiling { bytes, flops }) = ceiling {
+        println!("ceilings: copy {:.0} GB/s, bf16 product {:.1} TFLOP/s", bytes / 1e9, flops / 1e12);
+    }
+    println!("{:72} {:>10} {:>9} {:>9} {:>6}  kernels", "op: case, dtype", "us", "GB/s", "TFLOP/s", "%");
+    let mut lines = Lines { device, ceiling, filter, launched: BTreeSet::new() };
+    for op in OPS {
+        // Made on the host: they are f64.
+        let cases = (op.cases)();
+        on_device(&mut || {
+            for case in cases.iter().filter(|c| c.bench) {
+                [DType::F32, DType::BF16].into_iter().for_each(|dtype| lines.case(op.name, case, dtype));
             }
-        }
+        });
+    }
+    on_device(&mut || {
+        lines.further();
         lines.random();
         lines.optimiser();
         lines.pixels();
         lines.left_out();
-    };
-    device.run(run).unwrap_or_else(|e| panic!("{e}"));
+    });
 }
 
 /// What the device can do at most.
@@ -190,6 +200,8 @@ impl Lines {
         }
         let names: Vec<String> =
             names.iter().map(|(k, n)| if *n > 1 { format!("{n} {k}") } else { k.to_string() }).collect();
+        #[cfg(feature = "emulate")]
+        let seconds = if dry { 0.0 } else { seconds };
         let us = 1e6 * seconds;
         println!(
             "{name:72} {us:10.1} {:9.0} {:9.2} {part:>6}  {}",
@@ -197,6 +209,50 @@ impl Lines {
             speed / 1e12,
             names.join(", ")
         );
+    }
+
+    /// Paths that cases of ops do not take at a size worth a measurement.
+    fn further(&mut self) {
+        let n = 64 * 196 * 128;
+        let x = Philox::new(1).normal([64, 196, 128], DType::F32);
+        let (bytes, whole, half) = (x.cast(DType::U8), x.cast(DType::I32), x.cast(DType::F16));
+        for (name, x, to, moved) in [
+            ("bytes to f32", &bytes, DType::F32, 5),
+            ("i32 to f32", &whole, DType::F32, 8),
+            ("f32 to i32", &x, DType::I32, 8),
+            ("f16 to f32", &half, DType::F32, 6),
+        ] {
+            let cost = Cost { repeats: true, bytes: moved * n, flops: 0 };
+            self.line(&format!("cast: {name}"), cost, &mut |_| drop(x.cast(to)));
+        }
+        let cost = Cost { repeats: true, bytes: 2 * n, flops: 0 };
+        self.line("shape: permute bytes", cost, &mut |_| drop(shape::permute(&bytes, &[2, 1, 0])));
+        let cost = Cost { repeats: true, bytes: 2 * n, flops: 0 };
+        self.line("shape: pad bytes", cost, &mut |_| drop(shape::pad(&bytes, 1, 1, 0)));
+        for dtype in [DType::F32, DType::BF16] {
+            let (mut rng, size) = (Philox::new(5), dtype.size());
+            let mut line = |name: &str, bytes: usize, flops: usize, work: &mut dyn FnMut(&mut Philox)| {
+                let cost = Cost { repeats: true, bytes, flops };
+                self.line(&format!("{name}, {dtype:?}").to_lowercase(), cost, work);
+            };
+            // Examples that several blocks share.
+            let x = rng.normal([4, 64, 64, 96], dtype);
+            let (n, kind) = (x.len(), Coupling::Sigmoid);
+            line("coupling: kept half", size * n, 0, &mut |_| drop(kept_half(&x)));
+            line("coupling: large examples", 3 * size * n, 13 * n, &mut |_| drop(coupling(&x, &x, kind)));
+            let spline = Spline { bins: 8, bound: 3.0 };
+            let (x, params) = (rng.normal([4, 3072], dtype), rng.normal([4, 3072, spline.params()], dtype));
+            let n = x.len();
+            line("rq_spline: large examples", size * 25 * n, 220 * n, &mut |_| {
+                drop(rq_spline(&x, &params, spline))
+            });
+            let mixture = Mixture { components: 8 };
+            let (x, params) = (rng.normal([64, 392], dtype), rng.normal([64, 392, mixture.params()], dtype));
+            let n = x.len();
+            line("mixture_cdf: inverse", size * 28 * n, 3600 * 8 * n, &mut |_| {
+                drop(inverse(&x, &params, mixture))
+            });
+        }
     }
 
     fn random(&mut self) {

@@ -289,6 +289,7 @@ fn cases() -> Vec<Case> {
     );
     let of = |x: &[Tensor]| vec![inverse(&x[0], &x[1], &x[2])];
     let large = Case::new("inverse large", inputs(&[64, 28, 28, 12], 0.3), of);
+    let large = large.composite(|x| vec![composite_inverse(&x[0], &x[1], &x[2])]);
     cases.push(large.order(0).bench(8 * n, 2 * n));
     cases
 }

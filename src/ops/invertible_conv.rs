@@ -489,6 +489,7 @@ fn cases() -> Vec<Case> {
         let inputs = vec![normal(9, &[64, 196, c]), matrix(10, c, 0.3)];
         let of = |x: &[Tensor]| vec![inverse(&x[0], &x[1], None)];
         let large = Case::new(format!("inverse large, C = {c}"), inputs, of);
+        let large = large.composite(|x| vec![composite_inverse(&x[0], &x[1], None)]);
         cases.push(large.order(0).bench(8 * n, 2 * n * c));
     }
     cases

@@ -82,6 +82,7 @@ pub(super) fn cases() -> Vec<Case> {
         let inputs = inputs(&[64, 28, 28, 12], kind, 0.7);
         let large =
             Case::new(format!("{kind:?} inverse large"), inputs, move |x| vec![inverse(&x[0], &x[1], kind)]);
+        let large = large.composite(move |x| vec![composite_inverse(&x[0], &x[1], kind)]);
         cases.push(large.order(0).bench(if kind == Coupling::Additive { 10 * n } else { 12 * n }, 13 * n));
     }
     cases

@@ -120,6 +120,7 @@ pub(super) fn cases() -> Vec<Case> {
     let inputs = vec![normal(4, &[b, d]), params(5, &[b, d], spline, 1.0)];
     let of = move |x: &[Tensor]| vec![inverse(&x[0], &x[1], spline)];
     let large = Case::new("512x21, 8 bins, inverse", inputs.clone(), of);
+    let large = large.composite(move |x| vec![composite_inverse(&x[0], &x[1], spline)]);
     cases.push(large.order(0).bench(4 * n * 25, n * 220));
     cases.push(
         Case::new("512x21, 8 bins", inputs, move |x| {
