@@ -375,7 +375,7 @@ mod tests {
         assert!(good.check().is_ok());
         for (bad, what) in [
             (Config { shape: vec![1, 2, 3], ..good.clone() }, "shape"),
-            (Config { levels: 257, ..good.clone() }, "levels"),
+            (Config { levels: 65_537, ..good.clone() }, "levels"),
             (Config { kernel: 1, ..good.clone() }, "kernel"),
             (Config { layers: 0, ..good.clone() }, "layers"),
             (Config { skip: usize::MAX, ..good.clone() }, "skip"),
