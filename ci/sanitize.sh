@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# The emulated kernel tests under a sanitizer: `ci/sanitize.sh address` names reads and writes outside of tensors, shared
-# and local memory with the line of the .cu file; `ci/sanitize.sh thread` names accesses that no barrier orders.
+# The emulated kernel tests in a build that looks for faults in kernels, and names the line of the .cu file:
+#   ci/sanitize.sh thread [FILTER ...]     accesses that no barrier orders (kernels/emulator/races.h)
+#   ci/sanitize.sh address [FILTER ...]    reads and writes outside of tensors, shared and local memory (AddressSanitizer)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-kind=${1:?address or thread}
+kind=${1:?thread or address}
+shift
 export SURPRISAL_SANITIZE=$kind
-export CARGO_TARGET_DIR=target/sanitize-$kind
-# One thread: the sanitizers do not see Rust's own synchronisation.
-export RAYON_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 TSAN_OPTIONS=halt_on_error=1
-case $kind in
-  address) runtime=libasan.so ;;
-  thread) runtime=libtsan.so ;;
-  *) echo "expected address or thread, got $kind"; exit 2 ;;
-esac
-binary=$(cargo test --release --features emulate --test kernels --no-run --message-format=json |
+binary=$(cargo test --release --features emulate --test kernels --no-run --message-format=json-render-diagnostics |
   sed -n 's/.*"executable":"\([^"]*kernels-[^"]*\)".*/\1/p' | tail -1)
-LD_PRELOAD=$("${CXX:-g++}" -print-file-name=$runtime) "$binary" --test-threads=1
+case $kind in
+  thread) "$binary" "$@" ;;
+  address)
+    # One thread: the sanitizer does not know the fibers of another.
+    export RAYON_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0
+    LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libasan.so) "$binary" --test-threads=1 "$@"
+    ;;
+  *) echo "expected thread or address, got $kind"; exit 2 ;;
+esac

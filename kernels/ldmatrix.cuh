@@ -35,6 +35,7 @@ UNWATCHED void ldmatrix_combine(Fiber** lanes, uint32_t) {
 template <bool TRANSPOSED>
 UNWATCHED inline void ldmatrix(uint32_t (&r)[4], const void* row) {
     if ((uintptr_t)row % 16) fail("ldmatrix: a row is not aligned to 16 bytes");
+    races_read(row, 16, __builtin_return_address(0));
     Fiber* f = g.cur;
     memcpy(f->val, &row, sizeof row);
     warp_collective(0xffffffffu, Mma, ldmatrix_combine<TRANSPOSED>, "ldmatrix");

@@ -10,16 +10,6 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#ifdef EMULATOR_TSAN  // this file itself is compiled without -fsanitize=thread: only kernels are watched
-extern "C" {
-void* __tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void*);
-void __tsan_switch_to_fiber(void*, unsigned);
-void* __tsan_get_current_fiber();
-void __tsan_acquire(void*);
-void __tsan_release(void*);
-}
-#endif
 namespace cuda_cpu {
 Ctx g;
 static Kernel* kernels;
@@ -96,7 +86,6 @@ static void* sched_sp;
 [[maybe_unused]] static void* sched_fake;
 [[maybe_unused]] static const void* sched_bottom;
 [[maybe_unused]] static size_t sched_size;
-[[maybe_unused]] static void* sched_tsan;
 static unsigned nthreads, alive, at_barrier;
 static int bar_count, bar_mode, bar_result[2];
 static unsigned bar_gen;
@@ -107,20 +96,20 @@ static Call call;
 static void** call_args;
 static std::string error;
 static std::mutex lock;
-static unsigned warp_gen[32];
 static uint32_t warp_wait[32], warp_done[32];
-[[maybe_unused]] static int block_var[2], warp_var[32][2], launch_var, done_var;  // TSan: block barrier
 
 void* dyn_shared() { return dyn_ptr; }
+// Memory that threads of a device could share: not their stacks, nor what stands for their registers.
+bool is_watched(uintptr_t at) {
+    return at - (uintptr_t)stacks >= STACK * MAXT && at - (uintptr_t)fibers >= MAXT * sizeof(Fiber) &&
+           at - (uintptr_t)&g >= sizeof g;
+}
 static char* stack_of(unsigned i) { return stacks + (size_t)i * STACK; }
 
 static void to_sched(bool dying) {
     Fiber* f = g.cur;
 #ifdef EMULATOR_ASAN
     __sanitizer_start_switch_fiber(dying ? nullptr : &f->fake, sched_bottom, sched_size);
-#endif
-#ifdef EMULATOR_TSAN
-    __tsan_switch_to_fiber(sched_tsan, 1);
 #endif
     (void)dying;
     cuda_cpu_switch(&f->sp, sched_sp);
@@ -133,9 +122,6 @@ static void run(Fiber* f) {
 #ifdef EMULATOR_ASAN
     __sanitizer_start_switch_fiber(&sched_fake, stack_of(f->lin) + PAGE, STACK - PAGE);
 #endif
-#ifdef EMULATOR_TSAN
-    __tsan_switch_to_fiber(f->tsan, 1);
-#endif
     cuda_cpu_switch(&sched_sp, f->sp);
 #ifdef EMULATOR_ASAN
     __sanitizer_finish_switch_fiber(sched_fake, nullptr, nullptr);
@@ -145,13 +131,7 @@ static void __attribute__((noreturn)) entry() {
 #ifdef EMULATOR_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &sched_bottom, &sched_size);
 #endif
-#ifdef EMULATOR_TSAN
-    __tsan_acquire(&launch_var);
-#endif
     call(call_args);
-#ifdef EMULATOR_TSAN
-    __tsan_release(&done_var);
-#endif
     g.cur->state = Done;
     --alive;
     warp_done[g.cur->lin / 32] |= 1u << (g.cur->lin & 31);
@@ -176,10 +156,6 @@ int block_barrier(int pred, int mode, const char* where) {
         fail(std::string("threads of one block wait at different barriers: ") + bar_where + " and " + where);
     bar_count += pred;
     unsigned gen = bar_gen;
-#ifdef EMULATOR_TSAN
-    __tsan_release(&block_var[gen & 1]);  // by generation: a fast thread already at the next barrier must not
-                                          // order a slow one
-#endif
     if (++at_barrier == nthreads) {
         bar_result[gen & 1] = mode == 2 ? bar_count == (int)nthreads : mode == 3 ? bar_count > 0 : bar_count;
         at_barrier = 0;
@@ -191,9 +167,7 @@ int block_barrier(int pred, int mode, const char* where) {
         g.cur->where = where;
         to_sched(false);
     }
-#ifdef EMULATOR_TSAN
-    __tsan_acquire(&block_var[gen & 1]);
-#endif
+    ++g.cur->clock.barriers;
     return bar_result[gen & 1];
 }
 void warp_collective(uint32_t mask, int op, Combine f, const char* where) {
@@ -207,7 +181,6 @@ void warp_collective(uint32_t mask, int op, Combine f, const char* where) {
     me->op = op;
     me->where = where;
     me->state = WaitWarp;
-    [[maybe_unused]] unsigned wgen = warp_gen[base / 32];
     uint32_t& waiting = warp_wait[base / 32];
     waiting |= 1u << l;
     bool all = (waiting & mask) == mask;
@@ -222,21 +195,19 @@ void warp_collective(uint32_t mask, int op, Combine f, const char* where) {
                 fail(std::string("lanes of one warp meet in different collectives: ") + o.where + " and " +
                      where);
         }
-#ifdef EMULATOR_TSAN
-    __tsan_release(&warp_var[base / 32][wgen & 1]);
-#endif
     if (all) {
         Fiber* lanes[32];
         for (int i = 0; i < 32; ++i) lanes[i] = exist >> i & 1 ? &fibers[base + i] : nullptr;
         f(lanes, mask);
-        ++warp_gen[base / 32];
+        if (op == SyncWarp) {
+            Clock* clocks[32];
+            for (int i = 0; i < 32; ++i) clocks[i] = lanes[i] ? &lanes[i]->clock : nullptr;
+            races_sync(clocks, mask);
+        }
         waiting &= ~mask;
         for (int i = 0; i < 32; ++i)
             if (mask >> i & 1) fibers[base + i].state = Ready;
     } else to_sched(false);
-#ifdef EMULATOR_TSAN
-    __tsan_acquire(&warp_var[base / 32][wgen & 1]);
-#endif
 }
 static void setup(unsigned i) {
     char* s = stack_of(i);
@@ -259,6 +230,7 @@ static void setup(unsigned i) {
     f.lin = i;
     f.state = Ready;
     f.fake = nullptr;
+    f.clock = {};
     f.tid = {i % g.block.x, i / g.block.x % g.block.y, i / (g.block.x * g.block.y)};
 }
 static uint64_t mix(uint64_t x) {
@@ -270,6 +242,7 @@ static uint64_t mix(uint64_t x) {
 static bool block(uint64_t order) {
     alive = nthreads;
     at_barrier = 0;
+    races_block();
     memset(warp_wait, 0, sizeof warp_wait);
     memset(warp_done, 0, sizeof warp_done);
     if (dyn_ptr) memset(dyn_ptr, 0xA5, dyn.size() - 128);  // shared memory starts undefined
@@ -281,13 +254,6 @@ static bool block(uint64_t order) {
     if (order > 1)
         for (unsigned i = nthreads - 1; i > 0; --i)
             std::swap(perm[i], perm[mix(order ^ i ^ (uint64_t)g.bid.x << 32) % (i + 1)]);
-#ifdef EMULATOR_TSAN
-    for (unsigned i = 0; i < nthreads; ++i) fibers[i].tsan = __tsan_create_fiber(0);
-#endif
-#ifdef EMULATOR_TSAN
-    __tsan_release(&launch_var);  // what the host and the blocks before this one did is visible (their static
-                                  // shared memory is reused)
-#endif
     bool ok = true;
     while (alive && ok) {
         bool ran = false;
@@ -324,13 +290,16 @@ static bool block(uint64_t order) {
             ok = false;
         }
     }
-#ifdef EMULATOR_TSAN
-    __tsan_acquire(&done_var);
-    for (unsigned i = 0; i < nthreads; ++i) __tsan_destroy_fiber(fibers[i].tsan);
-#endif
     return ok;
 }
 }  // namespace cuda_cpu
+extern "C" int surprisal_emulator_finds_races() {
+#ifdef EMULATOR_RACES
+    return 1;
+#else
+    return 0;
+#endif
+}
 // The arguments are those of cuLaunchKernel and what the caller takes their kinds for ("f32*, const f32*,
 // i64"). order: 0 forward, 1 backward, else a seed (to show races). Returns 0, or 1 with a message in err.
 extern "C" int surprisal_emulator_launch(const char* name, const char* kinds, const unsigned* grid,
@@ -370,9 +339,6 @@ extern "C" int surprisal_emulator_launch(const char* name, const char* kinds, co
     dyn.assign(shmem + 128, 0);
     dyn_ptr = nullptr;
     if (shmem) dyn_ptr = (unsigned char*)(((uintptr_t)dyn.data() + 127) & ~(uintptr_t)127);
-#ifdef EMULATOR_TSAN
-    sched_tsan = __tsan_get_current_fiber();
-#endif
 #ifdef EMULATOR_ASAN
     dyn_ptr = shmem ? (unsigned char*)aligned_alloc(128, (shmem + 127) / 128 * 128)
                     : nullptr;  // its own allocation: exact bounds
@@ -381,6 +347,7 @@ extern "C" int surprisal_emulator_launch(const char* name, const char* kinds, co
         __asan_poison_memory_region(dyn_ptr + shmem, (shmem + 127) / 128 * 128 - shmem);
     }
 #endif
+    races_launch(dyn_ptr, shmem);
     bool ok = true;
     for (unsigned z = 0; z < grid[2] && ok; ++z)
         for (unsigned y = 0; y < grid[1] && ok; ++y)
@@ -388,6 +355,7 @@ extern "C" int surprisal_emulator_launch(const char* name, const char* kinds, co
                 g.bid = {x, y, z};
                 ok = block(order);
             }
+    g.cur = nullptr;
 #ifdef EMULATOR_ASAN
     if (dyn_ptr) {
         __asan_unpoison_memory_region(dyn_ptr, (shmem + 127) / 128 * 128);

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include "races.h"
 
 #define CUDA_CPU 1
 #define __global__
@@ -46,7 +47,7 @@ inline uint4 make_uint4(unsigned a, unsigned b, unsigned c, unsigned d) { return
 inline float2 make_float2(float a, float b) { return {a, b}; }
 inline float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
 
-#ifdef EMULATOR_TSAN
+#ifdef EMULATOR_RACES
 #define UNWATCHED __attribute__((no_sanitize("thread"), noinline))
 #else
 #define UNWATCHED
@@ -65,7 +66,7 @@ struct Fiber {
     unsigned char res[64];
     int arg;
     void* fake;  // ASan
-    void* tsan;  // TSan
+    Clock clock;
 };
 struct Ctx {
     dim3 grid, block;
@@ -74,6 +75,7 @@ struct Ctx {
 };
 extern Ctx g;
 void* dyn_shared();
+bool is_watched(uintptr_t at);
 int block_barrier(int pred, int mode, const char* where);  // mode 0 plain, 1 count, 2 and, 3 or
 using Combine = void (*)(Fiber** lanes, uint32_t mask);    // lanes[0..32), null outside the warp
 void warp_collective(uint32_t mask, int op, Combine f, const char* where);
@@ -200,32 +202,21 @@ T cuda_cpu_shfl_(uint32_t m, T v, int s, const char* at, int w = 32) {
 #define __ballot_sync(m, p) cuda_cpu::ballot(m, !!(p), CUDA_CPU_HERE)
 #define __any_sync(m, p) (cuda_cpu::ballot(m, !!(p), CUDA_CPU_HERE) != 0)
 #define __all_sync(m, p) (cuda_cpu::ballot(m, !(p), CUDA_CPU_HERE) == 0)
-#define CUDA_CPU_SYNCWARP(m) \
-    cuda_cpu::warp_collective(m, cuda_cpu::SyncWarp, cuda_cpu::nothing, CUDA_CPU_HERE)
-#define __syncwarp(...) CUDA_CPU_SYNCWARP((0xffffffffu, ##__VA_ARGS__))
+namespace cuda_cpu {
+inline void syncwarp(const char* where, uint32_t mask = 0xffffffffu) { warp_collective(mask, SyncWarp, nothing, where); }
+}  // namespace cuda_cpu
+#define __syncwarp(...) cuda_cpu::syncwarp(CUDA_CPU_HERE __VA_OPT__(, ) __VA_ARGS__)
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-// ---- atomics: one OS thread runs everything; real atomics only so that ThreadSanitizer knows them as such
+// ---- atomics: one OS thread runs everything
 namespace cuda_cpu {
 template <class T, class F>
-T rmw(T* p, F f) {
-#ifdef EMULATOR_TSAN
-    using U =
-        std::conditional_t<sizeof(T) == 8, uint64_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
-    U o = __atomic_load_n((U*)p, __ATOMIC_RELAXED), n;
-    T t, r;
-    do {
-        __builtin_memcpy(&t, &o, sizeof t);
-        r = f(t);
-        __builtin_memcpy(&n, &r, sizeof n);
-    } while (!__atomic_compare_exchange_n((U*)p, &o, n, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    return t;
-#else
+UNWATCHED T rmw(T* p, F f) {
+    races_atomic(p, sizeof(T));
     T o = *p;
     *p = f(o);
     return o;
-#endif
 }
 }  // namespace cuda_cpu
 template <class T, class U>

@@ -7,18 +7,27 @@
 use super::graph::Executable;
 use super::pool::Pool;
 use super::staging::Staging;
-use super::{Arg, Backend, Graph, Grid, Kernel, OUT_OF_MEMORY, Queue, locked};
+use super::{Arg, Backend, Graph, Grid, Kernel, Queue, found, locked};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// What nvcc 13.0 makes is understood by drivers from this version on.
-const NEEDED: i32 = 13_000;
+/// The kernels. Evaluated where code is generated: `cargo check`, clippy and doc work without nvcc, a build says what is
+/// missing.
+struct Built<const COMPLETE: bool>;
+
+impl<const COMPLETE: bool> Built<COMPLETE> {
+    const FATBINS: &[(&str, &[u8])] = match MISSING {
+        Some(why) if !COMPLETE => panic!("{}", why),
+        _ => FATBINS,
+    };
+}
+
 /// Kernels that a fault message names.
 const REMEMBERED: usize = 12;
 
@@ -30,6 +39,8 @@ struct Driver {
     recording: AtomicBool,
     staging: Mutex<Staging>,
     pool: Mutex<Pool>,
+    /// Bytes that the device gave, those in the pool included.
+    held: AtomicUsize,
     functions: Mutex<HashMap<Kernel, sys::CUfunction>>,
     modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
     recent: Recent,
@@ -53,20 +64,23 @@ pub(super) fn told(error: DriverError) -> String {
 pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
     // SAFETY: only asks whether the library is there. (cudarc panics later where it is not.)
     if !unsafe { sys::is_culib_present() } {
-        return Err("there is no NVIDIA driver (libcuda.so.1) on this machine".into());
+        return found::check_driver(None).map(|()| unreachable!("a driver is needed"));
     }
-    if FATBINS.is_empty() {
+    if Built::<{ MISSING.is_none() }>::FATBINS.is_empty() {
         return Err("this executable was built without kernels (SURPRISAL_NO_NVCC)".into());
     }
     let mut version = 0;
     // SAFETY: writes one integer.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(told)?;
-    check_version(version)?;
+    found::check_driver(Some(version))?;
     result::init().map_err(told)?;
-    check_index(index, result::device::get_count().map_err(told)?)?;
+    found::check_index(index, result::device::get_count().map_err(told)?)?;
     let device = result::device::get(index as i32).map_err(told)?;
     // SAFETY: the device exists; the primary context is kept for the life of the process.
-    let context = unsafe { result::primary_ctx::retain(device) }.map_err(told)?;
+    let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => found::none_left(),
+        _ => told(e),
+    })?;
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(told)?;
     let stream = || result::stream::create(result::stream::StreamKind::NonBlocking).map_err(told);
@@ -77,36 +91,12 @@ pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
         recording: AtomicBool::new(false),
         staging: Mutex::default(),
         pool: Mutex::default(),
+        held: AtomicUsize::new(0),
         functions: Mutex::default(),
         modules: Mutex::default(),
         recent: Recent::default(),
         synchronous: std::env::var_os("SURPRISAL_CUDA_SYNC").is_some_and(|v| v != "0"),
     }))
-}
-
-/// Whether a driver made for CUDA `version` (1000 major + 10 minor) loads our kernels.
-fn check_version(version: i32) -> Result<(), String> {
-    if version >= NEEDED {
-        return Ok(());
-    }
-    let (major, minor) = (version / 1000, version % 1000 / 10);
-    Err(format!("the driver is made for CUDA {major}.{minor}; 13.0 (driver 580) or newer is needed"))
-}
-
-/// Whether there is a device `index` among `count`.
-fn check_index(index: usize, count: i32) -> Result<(), String> {
-    match count {
-        count if index < count as usize => Ok(()),
-        0 => Err("the driver sees no GPU".into()),
-        1 => Err("there is one GPU, cuda:0".into()),
-        n => Err(format!("there are {n} GPUs, cuda:0 to cuda:{}", n - 1)),
-    }
-}
-
-/// What was asked for, what is there, and whose fault it may be.
-fn no_memory(asked: usize, free: usize, total: usize) -> String {
-    let [asked, free, total] = [asked, free, total].map(|bytes| bytes.div_ceil(1 << 20));
-    format!("{OUT_OF_MEMORY}: {asked} MiB asked for, {free} of {total} MiB free (other processes included)")
 }
 
 /// The last kernels queued since the last wait, oldest first: what a message about a fault names.
@@ -171,7 +161,9 @@ impl Driver {
 
     fn try_alloc(&self, bytes: usize) -> Result<u64, DriverError> {
         // SAFETY: the memory is owned by the caller until `free`.
-        unsafe { result::malloc_sync(bytes) }
+        let address = unsafe { result::malloc_sync(bytes) }?;
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Ok(address)
     }
 }
 
@@ -189,7 +181,7 @@ impl Backend for Driver {
             })
             .map_err(|e| match result::mem_get_info() {
                 Ok((free, total)) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                    no_memory(rounded, free, total)
+                    found::no_memory(rounded, free, total, self.held.load(Ordering::Relaxed))
                 }
                 _ => told(e),
             })
@@ -234,9 +226,10 @@ impl Backend for Driver {
             return;
         }
         let _ = self.wait();
-        for (address, _) in locked(&self.pool).drain() {
+        for (address, bytes) in locked(&self.pool).drain() {
             // SAFETY: a kept block is owned by the pool, and nothing queued uses it any more.
             let _ = unsafe { result::free_sync(address) };
+            self.held.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 }
@@ -293,21 +286,6 @@ impl Queue for Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_missing_is_said_in_one_line() {
-        assert!(check_version(NEEDED).is_ok() && check_index(1, 2).is_ok());
-        let message = check_version(12_040).unwrap_err();
-        assert!(message.starts_with("the driver is made for CUDA 12.4; 13.0"), "{message}");
-        assert_eq!(check_index(0, 0).unwrap_err(), "the driver sees no GPU");
-        assert_eq!(check_index(3, 1).unwrap_err(), "there is one GPU, cuda:0");
-        assert_eq!(check_index(8, 8).unwrap_err(), "there are 8 GPUs, cuda:0 to cuda:7");
-        let message = no_memory(3 << 30, 100 << 20, 80 << 30);
-        assert_eq!(
-            message,
-            "out of memory: 3072 MiB asked for, 100 of 81920 MiB free (other processes included)"
-        );
-    }
 
     #[test]
     fn messages_name_the_last_kernels() {

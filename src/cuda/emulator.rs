@@ -2,10 +2,12 @@
 //! returns. Deterministic, a few million threads per second. See `kernels/emulator/cuda_cpu.h`.
 //!
 //! New memory holds NaN patterns and ends in a canary; launches check their arguments against the kernel's
-//! parameters; barriers and warp collectives that threads do not reach together are errors with file and line.
+//! parameters; barriers and warp collectives that threads do not reach together are errors with file and line, and so are
+//! accesses that no barrier orders in a build that looks for them (`kernels/emulator/races.h`).
 
-use super::{Arg, Backend, Graph, Grid, Kernel, OUT_OF_MEMORY, Queue};
+use super::{Arg, Backend, Device, Graph, Grid, Kernel, OUT_OF_MEMORY, Queue, found};
 use crate::random::Philox;
+use crate::tensor::{DType, Tensor};
 use std::alloc::{Layout, alloc, dealloc};
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -23,6 +25,27 @@ unsafe extern "C" {
         message: *mut c_char,
         message_len: usize,
     ) -> c_int;
+    fn surprisal_emulator_finds_races() -> c_int;
+}
+
+/// Whether this build looks for accesses that no barrier orders (`ci/sanitize.sh thread`); a launch that has some fails.
+pub fn finds_races() -> bool {
+    // SAFETY: returns a constant.
+    unsafe { surprisal_emulator_finds_races() != 0 }
+}
+
+/// What two blocks of 64 threads write under a kernel of `kernels/emulator/probe.cu`, which does one thing `right` or wrong.
+///
+/// # Errors
+/// [`crate::ErrorKind::Device`] with what the emulator says about the launch.
+pub fn probe(symbol: &'static str, right: bool) -> crate::Result<Vec<f64>> {
+    Device::Emulated.run(|| {
+        let mut y = Tensor::zeros([128], DType::F32);
+        let gpu = y.gpu().expect("made on the device");
+        let grid = Grid { shared: 256, ..Grid::new(2, 64) };
+        gpu.launch(Kernel { file: "probe", symbol }, grid, &[&y.change(), &i32::from(right)]);
+        y.to_f64_vec()
+    })
 }
 
 /// The order in which the threads of a block run between two barriers. No result may depend on it.
@@ -40,6 +63,9 @@ thread_local! {
     static ORDER: Cell<u64> = const { Cell::new(0) };
     /// Bytes that this thread may still ask for, when that is limited.
     static ROOM: Cell<Option<i64>> = const { Cell::new(None) };
+    /// Bytes of device memory in all, then; and those that this thread holds.
+    static TOTAL: Cell<usize> = const { Cell::new(0) };
+    static HELD: Cell<i64> = const { Cell::new(0) };
     /// The kernel that is to fail, and whether it did.
     static FAULT: RefCell<Option<(String, bool)>> = const { RefCell::new(None) };
     /// Whether launches are counted only.
@@ -51,6 +77,7 @@ thread_local! {
 /// From now on this thread may hold `bytes` more bytes of device memory; `None` lifts the limit.
 pub fn set_room(bytes: Option<usize>) {
     ROOM.set(bytes.map(|b| b as i64));
+    TOTAL.set(bytes.unwrap_or(0) + HELD.get().max(0) as usize);
 }
 
 /// Makes the next launch of the kernel `symbol` by this thread fail as a fault inside a kernel does: it is queued, and the
@@ -74,6 +101,31 @@ pub fn set_order(order: Order) {
     ORDER.set(code);
 }
 
+/// Tests of programs set this variable to the driver that `--device cuda` is to find, emulated: `none`, or its version (1000
+/// major + 10 minor), its number of GPUs, and optionally bytes of memory: free, and in all.
+const STAND_IN: &str = "SURPRISAL_EMULATED_DRIVER";
+
+/// Whether the emulator stands in for CUDA devices.
+pub(super) fn stands_in() -> bool {
+    std::env::var_os(STAND_IN).is_some()
+}
+
+/// The emulator as CUDA device `index` of the driver that is described.
+pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
+    let text = std::env::var(STAND_IN).unwrap_or_default();
+    let numbers: Vec<usize> = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    found::check_driver(numbers.first().map(|v| *v as i32))?;
+    found::check_index(index, numbers.get(1).map_or(0, |n| *n as i32))?;
+    if let Some(&[free, total]) = numbers.get(2..4) {
+        if free == 0 {
+            return Err(found::none_left());
+        }
+        set_room(Some(free));
+        TOTAL.set(total);
+    }
+    Ok(Box::new(Emulator))
+}
+
 pub(super) struct Emulator;
 
 const ALIGN: usize = 256;
@@ -88,10 +140,12 @@ impl Backend for Emulator {
     fn alloc(&self, bytes: usize) -> Result<u64, String> {
         if let Some(room) = ROOM.get() {
             if room < bytes as i64 {
-                return Err(format!("{OUT_OF_MEMORY}: {bytes} bytes asked for, {} free", room.max(0)));
+                let [free, ours] = [room, HELD.get()].map(|n| n.max(0) as usize);
+                return Err(found::no_memory(bytes, free, TOTAL.get(), ours));
             }
             ROOM.set(Some(room - bytes as i64));
         }
+        HELD.set(HELD.get() + bytes as i64);
         // SAFETY: the layout is not empty, and exactly its bytes are written.
         unsafe {
             let p = alloc(layout(bytes));
@@ -106,6 +160,7 @@ impl Backend for Emulator {
 
     fn free(&self, address: u64, bytes: usize) {
         ROOM.set(ROOM.get().map(|room| room + bytes as i64));
+        HELD.set(HELD.get() - bytes as i64);
         let p = address as *mut u8;
         // SAFETY: `alloc` made this memory with the same layout, and its canary was written then.
         let intact = unsafe { std::slice::from_raw_parts(p.add(bytes), CANARY.len()) == CANARY };

@@ -18,6 +18,7 @@
 mod driver;
 #[cfg(feature = "emulate")]
 pub mod emulator;
+mod found;
 #[cfg(feature = "cuda")]
 mod graph;
 mod handle;
@@ -341,6 +342,8 @@ fn backend(device: Device) -> std::result::Result<Box<dyn Backend>, String> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(n) => driver::open(n),
+        #[cfg(feature = "emulate")]
+        Device::Cuda(n) if emulator::stands_in() => emulator::open(n),
         #[cfg(feature = "emulate")]
         Device::Emulated => Ok(Box::new(emulator::Emulator)),
         // Written so that a build without the feature says what has it.
