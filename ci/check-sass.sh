@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Whether the machine code has tensor-core instructions where a kernel file says so: a line with "SASS: NAME" in its head
-# comment, for every half-width kernel of the file, or "SASS: NAME in KERNEL, KERNEL" for these. Reads the fatbins of the last `cargo build --features cuda`; needs CUDA_HOME with cuobjdump and nvdisasm.
+# comment, for every kernel of the file that ends in _bf16, _f16 or _tf32, or "SASS: NAME in KERNEL, KERNEL" for these. Reads the fatbins of the last `cargo build --features cuda`; needs CUDA_HOME with cuobjdump and nvdisasm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${CUDA_HOME:?set CUDA_HOME, for example to the output of ci/install-nvcc.sh}"
@@ -15,13 +15,13 @@ for source in kernels/*.cu; do
   [ -n "$fatbin" ] || { echo "$name.fatbin was not built: cargo build --release --features cuda"; exit 1; }
   for arch in sm_80 sm_90a; do
     sass=$(cuobjdump -sass -arch "$arch" "$fatbin")
-    missing=$(awk -v wanted="$wanted" -v kernels="^(${kernels:-.*})_b?f16$" '
+    missing=$(awk -v wanted="$wanted" -v kernels="^(${kernels:-.*})_(b?f16|tf32)$" '
       /Function :/ { if (name ~ kernels && !found) print name; name = $3; found = 0 }
       index($0, wanted) { found = 1 }
       END { if (name ~ kernels && !found) print name }' <<<"$sass")
     [ -z "$missing" ] || { echo "$name ($arch): no $wanted in" $missing; exit 1; }
   done
-  echo "$name: $wanted in ${kernels:-every half-width kernel}, sm_80 and sm_90a"
+  echo "$name: $wanted in ${kernels:-all of them}, sm_80 and sm_90a"
   checked=$((checked + 1))
 done
 [ "$checked" -gt 0 ] || { echo "no kernel file asks for an instruction"; exit 1; }

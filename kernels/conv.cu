@@ -1,7 +1,7 @@
 // Convolution over an explicit list of taps, channels last, as implicit matrix products; masked kernels list
 // fewer taps. x (B, H, W, Cin), w (taps, Cin, Cout), y (B, OH, OW, Cout): y[b, oy, ox] = sum_t x[b, oy s +
 // dy_t, ox s + dx_t] w[t]. Bytes: x, w and y once (neighbouring taps hit the cache); flops: 2 B OH OW taps
-// Cin Cout. Bound: tensor cores for bf16 and f16 (SASS: HMMA), FMA for f32.
+// Cin Cout. Bound: tensor cores for bf16, f16 and tf32 (SASS: HMMA), FMA for f32.
 #include "gemm.cuh"
 
 struct Geometry {
@@ -10,7 +10,7 @@ struct Geometry {
 };
 
 // y = act(x * w + bias + residual): rows are output pixels, k is (tap, input channel).
-template <class T>
+template <class Kind, class T>
 __device__ void forward(T* y, const T* x, const T* w, const T* bias, const T* residual, const Geometry& g) {
     int64_t m = (int64_t)g.batch * g.oh * g.ow, k_total = (int64_t)g.taps * g.cin;
     auto patch = [&](int64_t i, int64_t k) {
@@ -27,11 +27,11 @@ __device__ void forward(T* y, const T* x, const T* w, const T* bias, const T* re
         if (residual) v += load(residual[i * g.cout + j]);
         y[i * g.cout + j] = store<T>(activate(g.act, v));
     };
-    gemm_tile(T(), (int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, 0, k_total, patch, weight, sink);
+    gemm_tile(Kind(), (int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, 0, k_total, patch, weight, sink);
 }
 
 // dx: rows are input pixels, k is (tap, output channel); zero where `gate` (shaped as x) is not positive.
-template <class T>
+template <class Kind, class T>
 __device__ void input_grad(T* dx, const T* dy, const T* w, const T* gate, const Geometry& g) {
     int64_t m = (int64_t)g.batch * g.h * g.w, k_total = (int64_t)g.taps * g.cout;
     auto patch = [&](int64_t i, int64_t k) {
@@ -51,12 +51,12 @@ __device__ void input_grad(T* dx, const T* dy, const T* w, const T* gate, const 
         if (i >= m || j >= g.cin) return;
         dx[i * g.cin + j] = store<T>(gate && !(load(gate[i * g.cin + j]) > 0.f) ? 0.f : v);
     };
-    gemm_tile(T(), (int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, 0, k_total, patch, weight, sink);
+    gemm_tile(Kind(), (int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, 0, k_total, patch, weight, sink);
 }
 
 // dw (parts, taps, Cin, Cout) in f32: rows are (tap, input channel), k is the output pixels of part
 // blockIdx.z.
-template <class T>
+template <class Kind, class T>
 __device__ void weight_grad(float* dw, const T* x, const T* dy, int64_t length, const Geometry& g) {
     int64_t m = (int64_t)g.taps * g.cin, pixels = (int64_t)g.batch * g.oh * g.ow;
     int64_t first = blockIdx.z * length, last = first + length < pixels ? first + length : pixels;
@@ -72,42 +72,54 @@ __device__ void weight_grad(float* dw, const T* x, const T* dy, int64_t length, 
     auto sink = [&](int64_t i, int64_t j, float v) {
         if (i < m && j < g.cout) dw[(blockIdx.z * m + i) * g.cout + j] = v;
     };
-    gemm_tile(T(), (int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, first, last, patch, grad, sink);
+    gemm_tile(Kind(), (int64_t)blockIdx.x * TILE, (int64_t)blockIdx.y * TILE, first, last, patch, grad, sink);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
     conv_f32(float* y, const float* x, const float* w, const float* bias, const float* residual, Geometry g) {
-    forward(y, x, w, bias, residual, g);
+    forward<float>(y, x, w, bias, residual, g);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    conv_tf32(float* y, const float* x, const float* w, const float* bias, const float* residual, Geometry g) {
+    forward<tf32>(y, x, w, bias, residual, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_bf16(bf16* y, const bf16* x, const bf16* w, const bf16* bias, const bf16* residual, Geometry g) {
-    forward(y, x, w, bias, residual, g);
+    forward<bf16>(y, x, w, bias, residual, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_f16(f16* y, const f16* x, const f16* w, const f16* bias, const f16* residual, Geometry g) {
-    forward(y, x, w, bias, residual, g);
+    forward<f16>(y, x, w, bias, residual, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_input_grad_f32(float* dx, const float* dy, const float* w, const float* gate, Geometry g) {
-    input_grad(dx, dy, w, gate, g);
+    input_grad<float>(dx, dy, w, gate, g);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    conv_input_grad_tf32(float* dx, const float* dy, const float* w, const float* gate, Geometry g) {
+    input_grad<tf32>(dx, dy, w, gate, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_input_grad_bf16(bf16* dx, const bf16* dy, const bf16* w, const bf16* gate, Geometry g) {
-    input_grad(dx, dy, w, gate, g);
+    input_grad<bf16>(dx, dy, w, gate, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_input_grad_f16(f16* dx, const f16* dy, const f16* w, const f16* gate, Geometry g) {
-    input_grad(dx, dy, w, gate, g);
+    input_grad<f16>(dx, dy, w, gate, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_weight_grad_f32(float* dw, const float* x, const float* dy, int64_t length, Geometry g) {
-    weight_grad(dw, x, dy, length, g);
+    weight_grad<float>(dw, x, dy, length, g);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    conv_weight_grad_tf32(float* dw, const float* x, const float* dy, int64_t length, Geometry g) {
+    weight_grad<tf32>(dw, x, dy, length, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_weight_grad_bf16(float* dw, const bf16* x, const bf16* dy, int64_t length, Geometry g) {
-    weight_grad(dw, x, dy, length, g);
+    weight_grad<bf16>(dw, x, dy, length, g);
 }
 extern "C" __global__ void __launch_bounds__(128)
     conv_weight_grad_f16(float* dw, const f16* x, const f16* dy, int64_t length, Geometry g) {
-    weight_grad(dw, x, dy, length, g);
+    weight_grad<f16>(dw, x, dy, length, g);
 }

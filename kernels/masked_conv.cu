@@ -82,9 +82,9 @@ __device__ __forceinline__ void store_pair(T* to, int col, int cols, float v0, f
 }
 
 // A tile of pixels by N outputs.
-template <class T, int N, int V>
+template <class Kind, int N, int V, class T>
 __device__ void forward(T* y, const T* x, const T* w, const T* bias, const T* residual, int act, Geometry g) {
-    using Product = Tile<T, N, ALONG_K, ALONG_ROWS, V, V>;
+    using Product = Tile<T, N, ALONG_K, ALONG_ROWS, V, V, Kind>;
     DYN_SHARED(unsigned char, memory);
     Product product(memory);
     const int p0 = blockIdx.x * Product::M, o0 = blockIdx.y * N, whole = g.whole * g.cin;
@@ -120,9 +120,9 @@ __device__ void forward(T* y, const T* x, const T* w, const T* bias, const T* re
 }
 
 // dx[p, c] = Σ_{t, o} dy[p - tap t, o] w[t, c, o], then 0 where gate[p, c] <= 0: a tile of pixels by N inputs.
-template <class T, int N, int V>
+template <class Kind, int N, int V, class T>
 __device__ void input_grad(T* dx, const T* dy, const T* w, const T* gate, Geometry g) {
-    using Product = Tile<T, N, ALONG_K, ALONG_K, V, V>;
+    using Product = Tile<T, N, ALONG_K, ALONG_K, V, V, Kind>;
     DYN_SHARED(unsigned char, memory);
     Product product(memory);
     const int p0 = blockIdx.x * Product::M, c0 = blockIdx.y * N, whole = g.whole * g.cout;
@@ -167,9 +167,9 @@ __device__ void input_grad(T* dx, const T* dy, const T* w, const T* gate, Geomet
 
 // Σ x[p + tap t, c] dy[p, o] over the pixels of split blockIdx.z, into partial (splits, taps Cin, Cout): a tile of
 // (tap, input) rows by N outputs.
-template <class T, int N, int V>
+template <class Kind, int N, int V, class T>
 __device__ void weight_grad(float* partial, const T* x, const T* dy, Geometry g) {
-    using Product = Tile<T, N, ALONG_ROWS, ALONG_ROWS, V, V>;
+    using Product = Tile<T, N, ALONG_ROWS, ALONG_ROWS, V, V, Kind>;
     DYN_SHARED(unsigned char, memory);
     Product product(memory);
     const int m0 = blockIdx.x * Product::M, o0 = blockIdx.y * N, rows = g.taps() * g.cin, pixels = g.pixels();
@@ -240,16 +240,31 @@ __device__ void bias_grad(T* db, const float* partial, int blocks, int channels)
 }
 
 // Whole 16-byte vectors where both channel counts allow it, then tiles as narrow as the columns; single elements else.
-#define WITH_SHAPE(f, T, columns, ...)                                                           \
-    if (g.cin % Pack<T>::WIDTH || g.cout % Pack<T>::WIDTH) return f<T, 64, 1>(__VA_ARGS__);       \
-    if (columns <= 32) return f<T, 32, Pack<T>::WIDTH>(__VA_ARGS__);                              \
-    return f<T, 64, Pack<T>::WIDTH>(__VA_ARGS__);
+#define WITH_SHAPE(f, Kind, columns, ...)                                                           \
+    constexpr int WIDTH = Width<Kind>::value;                                                       \
+    if (g.cin % WIDTH || g.cout % WIDTH) return f<Kind, 64, 1>(__VA_ARGS__);                         \
+    if (columns <= 32) return f<Kind, 32, WIDTH>(__VA_ARGS__);                                      \
+    return f<Kind, 64, WIDTH>(__VA_ARGS__);
+
+// Elements in 16 bytes of what a kind of product reads.
+template <class Kind>
+struct Width {
+    static constexpr int value = Pack<Kind>::WIDTH;
+};
+template <>
+struct Width<tf32> {
+    static constexpr int value = Pack<float>::WIDTH;
+};
 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(128) masked_conv_forward_f32(float* y, const float* x,
         const float* w, const float* bias, const float* residual, int act, Geometry g) {
     WITH_SHAPE(forward, float, g.cout, y, x, w, bias, residual, act, g)
+}
+extern "C" __global__ void __launch_bounds__(128) masked_conv_forward_tf32(float* y, const float* x,
+        const float* w, const float* bias, const float* residual, int act, Geometry g) {
+    WITH_SHAPE(forward, tf32, g.cout, y, x, w, bias, residual, act, g)
 }
 extern "C" __global__ void __launch_bounds__(128) masked_conv_forward_bf16(bf16* y, const bf16* x,
         const bf16* w, const bf16* bias, const bf16* residual, int act, Geometry g) {
@@ -264,6 +279,10 @@ extern "C" __global__ void __launch_bounds__(128) masked_conv_input_grad_f32(flo
         const float* w, const float* gate, Geometry g) {
     WITH_SHAPE(input_grad, float, g.cin, dx, dy, w, gate, g)
 }
+extern "C" __global__ void __launch_bounds__(128) masked_conv_input_grad_tf32(float* dx, const float* dy,
+        const float* w, const float* gate, Geometry g) {
+    WITH_SHAPE(input_grad, tf32, g.cin, dx, dy, w, gate, g)
+}
 extern "C" __global__ void __launch_bounds__(128) masked_conv_input_grad_bf16(bf16* dx, const bf16* dy,
         const bf16* w, const bf16* gate, Geometry g) {
     WITH_SHAPE(input_grad, bf16, g.cin, dx, dy, w, gate, g)
@@ -276,6 +295,10 @@ extern "C" __global__ void __launch_bounds__(128) masked_conv_input_grad_f16(f16
 extern "C" __global__ void __launch_bounds__(128) masked_conv_weight_grad_f32(float* partial,
         const float* x, const float* dy, Geometry g) {
     WITH_SHAPE(weight_grad, float, g.cout, partial, x, dy, g)
+}
+extern "C" __global__ void __launch_bounds__(128) masked_conv_weight_grad_tf32(float* partial,
+        const float* x, const float* dy, Geometry g) {
+    WITH_SHAPE(weight_grad, tf32, g.cout, partial, x, dy, g)
 }
 extern "C" __global__ void __launch_bounds__(128) masked_conv_weight_grad_bf16(float* partial,
         const bf16* x, const bf16* dy, Geometry g) {

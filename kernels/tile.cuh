@@ -1,5 +1,6 @@
 // One tile of a matrix product per block of 128 threads: C (M x N) = sum over k of A (M, k) B (k, N), accumulated in f32.
-// Two-byte types run on the tensor cores (mma.sync m16n8k16), float on the FMA units (no TF32).
+// Two-byte types run on the tensor cores (mma.sync m16n8k16), and so does float as the kind tf32 (m16n8k8), rounded as it is
+// put into shared memory; else float runs on the FMA units.
 //
 // The caller's loaders say what A and B are, so convolutions, their gradients and plain products share this code:
 //   a(row, k) -> Vec<T, VA>   row in 0..M of the tile; neighbours along k, or along row when ALONG_ROWS
@@ -13,16 +14,27 @@
 
 enum Neighbours { ALONG_K, ALONG_ROWS };
 
+template <class A, class B>
+struct is_same {
+    static constexpr bool value = false;
+};
+template <class A>
+struct is_same<A, A> {
+    static constexpr bool value = true;
+};
+
 constexpr int TILE_THREADS = 128;
 
-// M is 4096 / N: four warps of 32 x 32, or for float 128 threads of 8 x 4.
-template <class T, int N, Neighbours NA, Neighbours NB, int VA, int VB>
+// M is 4096 / N: four warps of 32 x 32, or without tensor cores 128 threads of 8 x 4.
+template <class T, int N, Neighbours NA, Neighbours NB, int VA, int VB, class Kind = T>
 struct Tile {
+    static constexpr bool TENSOR_CORES = !is_same<Kind, float>::value, ROUNDED = is_same<Kind, tf32>::value;
     static constexpr int M = 4096 / N, K = sizeof(T) == 2 ? 32 : 16;
     // Two-byte types keep the order of memory and pad rows by 16 bytes, which spreads ldmatrix over all banks; float
-    // is stored (k, row) for both operands, rows padded to keep float4 aligned.
+    // is stored (k, row) for both operands, rows padded to keep float4 aligned, and for tf32 so that the 8 rows by 4 of k of a
+    // fragment lie in different banks.
     static constexpr bool KEEP_A = sizeof(T) == 2 && NA == ALONG_K, KEEP_B = sizeof(T) == 2 && NB == ALONG_K;
-    static constexpr int PAD = 16 / sizeof(T);
+    static constexpr int PAD = (ROUNDED ? 32 : 16) / sizeof(T);
     static constexpr int PITCH_A = (KEEP_A ? K : M) + PAD, PITCH_B = (KEEP_B ? K : N) + PAD;
     static constexpr int SIZE_A = PITCH_A * (KEEP_A ? M : K), SIZE_B = PITCH_B * (KEEP_B ? N : K);
     static constexpr int BYTES = 2 * (SIZE_A + SIZE_B) * sizeof(T);
@@ -67,7 +79,11 @@ struct Tile {
             }
         }
 
-        static __device__ __forceinline__ void write(T* s, int row, int k, const Vec<T, V>& vec) {
+        static __device__ __forceinline__ void write(T* s, int row, int k, Vec<T, V> vec) {
+            if constexpr (ROUNDED) {
+#pragma unroll
+                for (int i = 0; i < V; ++i) vec.v[i] = to_tf32(vec.v[i]);
+            }
             if (ORDER == ALONG_K && !KEEP) {
 #pragma unroll
                 for (int i = 0; i < V; ++i) s[(k + i) * PITCH + row] = vec.v[i];
@@ -143,6 +159,26 @@ struct Tile {
                         mma(d, fa[i], pair, T());
                     }
             }
+        } else if constexpr (ROUNDED) {
+            const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, col = lane % 4;
+            const float* pa = sa + col * PITCH_A + warp / (N / 32) * 32 + row;
+            const float* pb = sb + col * PITCH_B + warp % (N / 32) * 32 + row;
+#pragma unroll
+            for (int k = 0; k < K; k += 8) {
+                float fa[2][4], fb[4][2];
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+#pragma unroll
+                    for (int q = 0; q < 4; ++q) fa[i][q] = pa[(k + q / 2 * 4) * PITCH_A + i * 16 + q % 2 * 8];
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+#pragma unroll
+                    for (int q = 0; q < 2; ++q) fb[j][q] = pb[(k + q * 4) * PITCH_B + j * 8];
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) mma(*reinterpret_cast<float(*)[4]>(acc + (i * 4 + j) * 4), fa[i], fb[j], tf32());
+            }
         } else {
             const int m = threadIdx.x / (N / 4) * 8, n = threadIdx.x % (N / 4) * 4;
 #pragma unroll
@@ -160,7 +196,7 @@ struct Tile {
     // Multiplies each row of the sums with f(row).
     template <class F>
     __device__ __forceinline__ void scale_rows(const F& f) {
-        if constexpr (sizeof(T) == 2) {
+        if constexpr (TENSOR_CORES) {
             const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, m0 = warp / (N / 32) * 32 + lane / 4;
 #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -186,7 +222,7 @@ struct Tile {
     // f(row, col, v0, v1) for every pair of neighbouring columns (col, col + 1) of the tile that this thread holds.
     template <class F>
     __device__ __forceinline__ void each_pair(const F& f) const {
-        if constexpr (sizeof(T) == 2) {
+        if constexpr (TENSOR_CORES) {
             const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
             const int m0 = warp / (N / 32) * 32 + lane / 4, n0 = warp % (N / 32) * 32 + lane % 4 * 2;
 #pragma unroll

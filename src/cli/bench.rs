@@ -6,7 +6,6 @@ use crate::cpu::gemm::{self, Epilogue, Mat};
 use crate::cuda::{Device, Replay};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, MODELS, Model, SampleOptions, config};
-use crate::ops::amp::mixed;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use crate::train::{Amp, FitOptions, Optimiser};
@@ -20,7 +19,7 @@ pub struct Args {
     /// For how long
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     seconds: f64,
-    /// Mixed precision: off or bf16
+    /// Mixed precision: off, bf16, f16 or tf32
     #[arg(long, default_value = "off", value_name = "AMP")]
     amp: Amp,
     /// Multiplies the batch of the training workloads
@@ -166,12 +165,12 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
         return Err(Error::new(ErrorKind::Usage, what));
     }
     inputs::to_device(&*model, common)?;
-    let (device, amp) = (model.device(), args.amp.dtype());
+    let (device, amp) = (model.device(), args.amp);
     let mut rng = Philox::new(seed).fork(0);
     let (mut step, batch): (Box<dyn FnMut() -> Result<()>>, usize) = match workload.task {
         Task::Sample => {
             let (n, model) = (workload.batch, &*model);
-            let draw = move || mixed(amp, || model.draw(n, &SampleOptions::default(), &mut rng)).map(drop);
+            let draw = move || amp.run(|| model.draw(n, &SampleOptions::default(), &mut rng)).map(drop);
             (Box::new(draw), n)
         }
         Task::ScoreBytes => {
@@ -184,7 +183,7 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
                 };
                 replay.run(&[&batch.x], &mut rng, work)[0].to_f64_vec();
             };
-            let score = move || device.run(|| mixed(amp, &mut nats));
+            let score = move || device.run(|| amp.run(&mut nats));
             (Box::new(score), n)
         }
         task => {
@@ -203,9 +202,9 @@ fn time(workload: &Workload, args: &Args, common: &Common) -> Result<Line> {
                 }
                 let rates = optimiser.next_rates(options.lr, &options);
                 // Its gate is waited for, as the norm is in a training run.
-                replay.step(model, &mut optimiser, &batch, &rates, &mut rng, 0.0)[0].to_f64_vec();
+                replay.step(model, &mut optimiser, &batch, &rates, None, &mut rng, 0.0)[0].to_f64_vec();
             };
-            let train = move || device.run(|| mixed(amp, &mut steps));
+            let train = move || device.run(|| amp.run(&mut steps));
             (Box::new(train), n)
         }
     };

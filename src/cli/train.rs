@@ -39,7 +39,7 @@ pub struct Args {
     /// Folder for model.safetensors and the checkpoint [default: surprisal-out/PRESET]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
-    /// Mixed precision, off or bf16: the setting train.amp
+    /// Mixed precision, off, bf16, f16 or tf32: the setting train.amp
     #[arg(long, value_name = "AMP")]
     amp: Option<Amp>,
     /// Replace the model that is already in the folder

@@ -199,17 +199,33 @@ impl Arg for Draw {
     }
 }
 
-/// The three symbols of a kernel that exists for every element type of a device.
+/// The three symbols of a kernel that exists for every element type of a device, and a fourth of one for f32 that may round
+/// to TF32.
 pub(crate) struct Kernels {
     file: &'static str,
     f32: &'static str,
+    tf32: &'static str,
     bf16: &'static str,
     f16: &'static str,
 }
 
 impl Kernels {
     pub(crate) const fn new(file: &'static str, [f32, bf16, f16]: [&'static str; 3]) -> Self {
-        Self { file, f32, bf16, f16 }
+        Self { file, f32, tf32: f32, bf16, f16 }
+    }
+
+    /// With `tf32` for f32 where TF32 is asked for.
+    pub(crate) const fn or_tf32(self, tf32: &'static str) -> Self {
+        Self { tf32, ..self }
+    }
+
+    /// The kernel for elements of `dtype`, rounded to TF32 if they are f32 and `rounded`.
+    #[track_caller]
+    pub(crate) fn rounding(&self, dtype: DType, rounded: bool) -> Kernel {
+        match dtype {
+            DType::F32 if rounded => Kernel { file: self.file, symbol: self.tf32 },
+            dtype => self.of(dtype),
+        }
     }
 
     /// The kernel for elements of `dtype`.

@@ -3,15 +3,20 @@
 //! the weights that the optimiser steps: each use rounds them anew, and their gradients come back through that cast.
 //! bf16 keeps the range of f32 in 8 bits of precision; tensor cores multiply it 8 to 16 times as fast as f32. A CPU with
 //! `vdpbf16ps` multiplies it twice as fast: there the products round f32 operands as they pack them, and no narrow
-//! tensor is made.
+//! tensor is made. f16 has 11 bits but the range of 6e-8 to 65504, so training multiplies the loss ([`crate::train`]).
+//!
+//! [`tf32`] leaves f32 tensors as they are, and devices round the operands of products to 11 bits on their way to the tensor
+//! cores. Without it f32 products are those of f32.
 
 use super::cast::cast;
 use crate::cpu::gemm::{Act, has_bf16};
+use crate::cuda::{Kernel, Kernels};
 use crate::tensor::{DType, Tensor};
 use std::cell::Cell;
 
 thread_local! {
     static NARROW: Cell<Option<DType>> = const { Cell::new(None) };
+    static TF32: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `f`, forward and backward passes alike, with products in `dtype`; `None` leaves everything as it is.
@@ -30,6 +35,24 @@ pub fn mixed<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     }
     let _restore = Restore(NARROW.replace(dtype));
     f()
+}
+
+/// Runs `f`, forward and backward passes alike, with the f32 products of devices rounded to TF32; the CPU's are not.
+pub fn tf32<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            TF32.set(self.0);
+        }
+    }
+    let _restore = Restore(TF32.replace(true));
+    f()
+}
+
+/// The kernel of a product of `dtype`.
+#[track_caller]
+pub(super) fn kernel(kernels: &Kernels, dtype: DType) -> Kernel {
+    kernels.rounding(dtype, TF32.get())
 }
 
 /// Whether the CPU's products are to round their operands to bf16 as they pack them.

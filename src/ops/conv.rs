@@ -79,11 +79,13 @@ fn in_shape(g: &Conv) -> Shape {
     [g.batch, g.size.0, g.size.1, g.cin].into()
 }
 
-const FORWARD: Kernels = Kernels::new("conv", ["conv_f32", "conv_bf16", "conv_f16"]);
+const FORWARD: Kernels = Kernels::new("conv", ["conv_f32", "conv_bf16", "conv_f16"]).or_tf32("conv_tf32");
 const INPUT_GRAD: Kernels =
-    Kernels::new("conv", ["conv_input_grad_f32", "conv_input_grad_bf16", "conv_input_grad_f16"]);
+    Kernels::new("conv", ["conv_input_grad_f32", "conv_input_grad_bf16", "conv_input_grad_f16"])
+        .or_tf32("conv_input_grad_tf32");
 const WEIGHT_GRAD: Kernels =
-    Kernels::new("conv", ["conv_weight_grad_f32", "conv_weight_grad_bf16", "conv_weight_grad_f16"]);
+    Kernels::new("conv", ["conv_weight_grad_f32", "conv_weight_grad_bf16", "conv_weight_grad_f16"])
+        .or_tf32("conv_weight_grad_tf32");
 
 /// As `Geometry` in `kernels/conv.cu`.
 #[repr(C)]
@@ -135,7 +137,7 @@ fn forward(
         let grid = Grid::tiles(g.batch * g.out.0 * g.out.1, g.cout, 1);
         let [bias, residual] = extras.map(|t| Optional(t, x.dtype()));
         let geometry = Struct(DeviceGeometry::new(g, act));
-        gpu.launch(FORWARD.of(x.dtype()), grid, &[&y, x, w, &bias, &residual, &geometry]);
+        gpu.launch(amp::kernel(&FORWARD, x.dtype()), grid, &[&y, x, w, &bias, &residual, &geometry]);
         return y.finish();
     }
     with_float!(x.dtype(), T => {
@@ -159,7 +161,7 @@ fn gated_input_grad(g: &Conv, dy: &Tensor, w: &Tensor, gate: Option<&Tensor>) ->
         let dx = gpu.empty(in_shape(g), dy.dtype());
         let grid = Grid::tiles(g.batch * g.size.0 * g.size.1, g.cin, 1);
         let (gate, geometry) = (Optional(gate, dy.dtype()), Struct(DeviceGeometry::new(g, Act::None)));
-        gpu.launch(INPUT_GRAD.of(dy.dtype()), grid, &[&dx, dy, w, &gate, &geometry]);
+        gpu.launch(amp::kernel(&INPUT_GRAD, dy.dtype()), grid, &[&dx, dy, w, &gate, &geometry]);
         return dx.finish();
     }
     with_float!(dy.dtype(), T => {
@@ -180,7 +182,7 @@ fn launch_weight_grad(gpu: Gpu, g: &Conv, x: &Tensor, dy: &Tensor, like: Shape) 
     let dw = gpu.empty([parts, rows * g.cout], DType::F32);
     let geometry = Struct(DeviceGeometry::new(g, Act::None));
     let grid = Grid::tiles(rows, g.cout, parts);
-    gpu.launch(WEIGHT_GRAD.of(x.dtype()), grid, &[&dw, x, dy, &(length as i64), &geometry]);
+    gpu.launch(amp::kernel(&WEIGHT_GRAD, x.dtype()), grid, &[&dw, x, dy, &(length as i64), &geometry]);
     cast(&reduce::sum(&dw.finish(), &[0]), x.dtype()).with_shape(like)
 }
 

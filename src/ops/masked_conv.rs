@@ -27,15 +27,18 @@ pub const OP: OpInfo = OpInfo {
 const FORWARD: Kernels = Kernels::new(
     "masked_conv",
     ["masked_conv_forward_f32", "masked_conv_forward_bf16", "masked_conv_forward_f16"],
-);
+)
+.or_tf32("masked_conv_forward_tf32");
 const INPUT_GRAD: Kernels = Kernels::new(
     "masked_conv",
     ["masked_conv_input_grad_f32", "masked_conv_input_grad_bf16", "masked_conv_input_grad_f16"],
-);
+)
+.or_tf32("masked_conv_input_grad_tf32");
 const WEIGHT_GRAD: Kernels = Kernels::new(
     "masked_conv",
     ["masked_conv_weight_grad_f32", "masked_conv_weight_grad_bf16", "masked_conv_weight_grad_f16"],
-);
+)
+.or_tf32("masked_conv_weight_grad_tf32");
 const FINISH: Kernels = Kernels::new(
     "masked_conv",
     ["masked_conv_finish_f32", "masked_conv_finish_bf16", "masked_conv_finish_f16"],
@@ -225,7 +228,7 @@ impl Launch {
         let [bias, residual] = extras.map(|t| Optional(t, self.dtype));
         let grid = self.tiles(self.pixels, self.channels[1], 1);
         let args: &[&dyn cuda::Arg] = &[&y, x, w, &bias, &residual, &(act as i32), &Struct(self.geometry)];
-        self.gpu.launch(FORWARD.of(self.dtype), grid, args);
+        self.gpu.launch(amp::kernel(&FORWARD, self.dtype), grid, args);
         y.finish()
     }
 
@@ -233,7 +236,11 @@ impl Launch {
         let dx = self.gpu.empty(x.shape(), self.dtype);
         let gate = Optional(gated.then_some(x), self.dtype);
         let grid = self.tiles(self.pixels, self.channels[0], 1);
-        self.gpu.launch(INPUT_GRAD.of(self.dtype), grid, &[&dx, dy, w, &gate, &Struct(self.geometry)]);
+        self.gpu.launch(
+            amp::kernel(&INPUT_GRAD, self.dtype),
+            grid,
+            &[&dx, dy, w, &gate, &Struct(self.geometry)],
+        );
         dx.finish()
     }
 
@@ -244,7 +251,7 @@ impl Launch {
         let partial = self.gpu.empty([splits, self.rows, cout], DType::F32);
         let geometry = Struct(self.geometry);
         let grid = self.tiles(self.rows, cout, splits);
-        self.gpu.launch(WEIGHT_GRAD.of(self.dtype), grid, &[&partial, x, dy, &geometry]);
+        self.gpu.launch(amp::kernel(&WEIGHT_GRAD, self.dtype), grid, &[&partial, x, dy, &geometry]);
         let dw = self.gpu.empty([self.kernel, self.kernel, cin, cout], self.dtype);
         let grid = Grid::flat(self.kernel * self.kernel * cin * cout);
         self.gpu.launch(FINISH.of(self.dtype), grid, &[&dw, &partial.finish(), &(splits as i32), &geometry]);

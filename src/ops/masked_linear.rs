@@ -27,15 +27,18 @@ pub const OP: OpInfo = OpInfo {
 const FORWARD: Kernels = Kernels::new(
     "masked_linear",
     ["masked_linear_forward_f32", "masked_linear_forward_bf16", "masked_linear_forward_f16"],
-);
+)
+.or_tf32("masked_linear_forward_tf32");
 const INPUT: Kernels = Kernels::new(
     "masked_linear",
     ["masked_linear_input_f32", "masked_linear_input_bf16", "masked_linear_input_f16"],
-);
+)
+.or_tf32("masked_linear_input_tf32");
 const WEIGHT: Kernels = Kernels::new(
     "masked_linear",
     ["masked_linear_weight_f32", "masked_linear_weight_bf16", "masked_linear_weight_f16"],
-);
+)
+.or_tf32("masked_linear_weight_tf32");
 
 /// Outputs (or inputs, in the backward pass) per block at least: fewer make products too narrow to be fast.
 const BLOCK: usize = 64;
@@ -191,7 +194,7 @@ fn launch(gpu: Gpu, [x, w, bias]: [&Tensor; 3], stairs: &Staircase, act: Act) ->
     shape[x.rank() - 1] = n;
     let (y, rows, [inputs, outputs]) = (gpu.empty(&shape[..], dtype), m as i64, [k, n].map(|n| n as i32));
     let args: &[&dyn cuda::Arg] = &[&y, x, w, bias, &reach, &rows, &inputs, &outputs, &(act as i32)];
-    gpu.launch(FORWARD.of(dtype), Grid::tiles(m, n, 1), args);
+    gpu.launch(amp::kernel(&FORWARD, dtype), Grid::tiles(m, n, 1), args);
     let (xs, ws) = (x.detach(), w.detach());
     let recipe = Recipe::fused("masked_linear").keeping_outputs();
     let [y] = record(recipe, &[x, w, bias], [y.finish()], move |back| {
@@ -199,13 +202,13 @@ fn launch(gpu: Gpu, [x, w, bias]: [&Tensor; 3], stairs: &Staircase, act: Act) ->
         let dx = back.needs(0).then(|| {
             let dx = gpu.empty(xs.shape(), dtype);
             let args: &[&dyn cuda::Arg] = &[&dx, &g, &ws, &reach, &rows, &inputs, &outputs];
-            gpu.launch(INPUT.of(dtype), Grid::tiles(m, k, 1), args);
+            gpu.launch(amp::kernel(&INPUT, dtype), Grid::tiles(m, k, 1), args);
             dx.finish()
         });
         let dw = back.needs(1).then(|| {
             let dw = gpu.empty([k, n], dtype);
             let args: &[&dyn cuda::Arg] = &[&dw, &xs, &g, &reach, &rows, &inputs, &outputs];
-            gpu.launch(WEIGHT.of(dtype), Grid::tiles(k, n, 1), args);
+            gpu.launch(amp::kernel(&WEIGHT, dtype), Grid::tiles(k, n, 1), args);
             dw.finish()
         });
         vec![dx, dw, back.needs(2).then(|| reduce::sum(&shape::reshape(&g, [m, n]), &[0]))]

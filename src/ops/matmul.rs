@@ -25,7 +25,8 @@ pub const LINEAR: OpInfo = OpInfo {
     cases: linear_cases,
 };
 
-const KERNELS: Kernels = Kernels::new("matmul", ["matmul_f32", "matmul_bf16", "matmul_f16"]);
+const KERNELS: Kernels =
+    Kernels::new("matmul", ["matmul_f32", "matmul_bf16", "matmul_f16"]).or_tf32("matmul_tf32");
 
 /// As `Product` in `kernels/matmul.cu`.
 #[repr(C)]
@@ -63,7 +64,7 @@ fn launch(
 ) -> Tensor {
     let y = gpu.empty(shape, a.dtype());
     let grid = Grid::tiles(p.m as usize, p.n as usize, batch);
-    gpu.launch(KERNELS.of(a.dtype()), grid, &[&y, a, b, &Optional(bias, a.dtype()), &Struct(p)]);
+    gpu.launch(amp::kernel(&KERNELS, a.dtype()), grid, &[&y, a, b, &Optional(bias, a.dtype()), &Struct(p)]);
     y.finish()
 }
 

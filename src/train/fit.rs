@@ -2,15 +2,15 @@
 
 use super::evaluate::{Evaluate, label_tensor, log_probs, log_probs_while};
 use super::optim::{self, Optimiser};
+use super::scale::Scaler;
 use super::step::{gradients, least};
-use super::{FitOptions, checkpoint};
+use super::{Amp, FitOptions, checkpoint};
 use crate::autograd;
 use crate::cuda::{Device, Replay};
 use crate::data::{self, Dataset};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::container::first_non_finite;
 use crate::models::{Batch, Kind, Model, file};
-use crate::ops::amp::mixed;
 use crate::random::Philox;
 use crate::report::bits_per_dim;
 use crate::tensor::Tensor;
@@ -88,6 +88,8 @@ pub struct StepInfo {
     pub norm: f64,
     /// Learning rate.
     pub lr: f64,
+    /// The factor on the loss, 1 but in f16.
+    pub scale: f64,
 }
 
 /// One pass over the training examples.
@@ -115,6 +117,9 @@ pub(super) struct Progress {
     /// Epoch and value of the best validation.
     best: Option<(u64, f64)>,
     stopped_early: bool,
+    /// With gradients in f16.
+    #[serde(default)]
+    scaler: Option<Scaler>,
 }
 
 /// The result of a training run.
@@ -206,6 +211,9 @@ pub fn fit(
         saved: None,
     };
     run.start()?;
+    if options.amp == Amp::F16 {
+        run.progress.scaler.get_or_insert_with(|| Scaler::new(options.loss_scale));
+    }
     let _ = observer.on(&Event::Start(&run.plan));
     if run.epoch_ends() {
         run.end_of_step(ControlFlow::Continue(()), observer)?;
@@ -271,17 +279,18 @@ impl Run<'_> {
         };
         let lr = self.options.lr * self.options.schedule.factor(step, self.plan.steps);
         let (value, norm) = match self.device {
-            Device::Cpu => mixed(self.options.amp.dtype(), || self.update(&batch, &mut rng, lr))?,
+            Device::Cpu => self.options.amp.run(|| self.update(&batch, &mut rng, lr))?,
             device => {
-                let amp = self.options.amp.dtype();
-                device.run(|| mixed(amp, || self.update_on_device(&batch, &mut rng, lr)))??
+                let amp = self.options.amp;
+                device.run(|| amp.run(|| self.update_on_device(&batch, &rng, lr)))??
             }
         };
         self.progress.step += 1;
         self.progress.sum += value;
         self.progress.count += 1;
         let (step, epoch) = (step + 1, step / self.plan.per_epoch + 1);
-        Ok(observer.on(&Event::Step(&StepInfo { step, epoch, nats: value, norm, lr })))
+        let scale = self.progress.scaler.as_ref().map_or(1.0, |s| s.scale);
+        Ok(observer.on(&Event::Step(&StepInfo { step, epoch, nats: value, norm, lr, scale })))
     }
 
     /// The part of the examples that this step leaves out.
@@ -291,7 +300,7 @@ impl Run<'_> {
 
     /// Changes the weights; the mean objective and the norm of its gradient.
     fn update(&mut self, batch: &Batch, rng: &mut Philox, lr: f64) -> Result<(f64, f64)> {
-        let (loss, values, grads) = gradients(self.model, &self.optimiser, batch, rng, self.trim());
+        let (loss, values, grads) = gradients(self.model, &self.optimiser, batch, rng, self.trim(), None);
         let (value, norm) = (loss.item(), optim::norm(&grads));
         if !value.is_finite() || !norm.is_finite() {
             return Err(self.diagnose(value, &values, &grads));
@@ -301,25 +310,37 @@ impl Run<'_> {
         Ok((value, norm))
     }
 
-    /// [`Self::update`] as work that is recorded and replayed; while the device is busy the next batch is made.
-    fn update_on_device(&mut self, batch: &Batch, rng: &mut Philox, lr: f64) -> Result<(f64, f64)> {
-        let rates = self.optimiser.next_rates(lr, self.options);
+    /// [`Self::update`] as work that is recorded and replayed; while the device is busy the next batch is made. A step whose
+    /// gradient overflows f16 is made again with half the factor on the loss.
+    fn update_on_device(&mut self, batch: &Batch, rng: &Philox, lr: f64) -> Result<(f64, f64)> {
         let trim = self.trim();
         if trim > 0.0 {
             // Which examples count is decided on the host.
             self.replay = Replay::new();
         }
-        let outputs = self.replay.step(self.model, &mut self.optimiser, batch, &rates, rng, trim);
-        let next = self.progress.step + 1;
-        if next < self.plan.steps {
-            let (batch, rng) = self.batch(next)?;
-            self.ahead = Some((next, batch, rng));
+        loop {
+            let rates = self.optimiser.next_rates(lr, self.options);
+            let scale = self.progress.scaler.as_ref().map(Scaler::tensor);
+            let (model, optimiser) = (self.model, &mut self.optimiser);
+            let outputs =
+                self.replay.step(model, optimiser, batch, &rates, scale.as_ref(), &mut rng.clone(), trim);
+            let next = self.progress.step + 1;
+            if next < self.plan.steps && self.ahead.is_none() {
+                let (batch, rng) = self.batch(next)?;
+                self.ahead = Some((next, batch, rng));
+            }
+            let [value, square] = outputs[0].to_f64_vec()[..] else {
+                unreachable!("the gate has two numbers")
+            };
+            if value.is_finite() && square.is_finite() {
+                self.progress.scaler.iter_mut().for_each(Scaler::went_well);
+                return Ok((value, square.sqrt()));
+            }
+            if !value.is_finite() || !self.progress.scaler.as_mut().is_some_and(Scaler::overflowed) {
+                return Err(self.diagnose(value, &outputs[1], &outputs[2..]));
+            }
+            self.optimiser.take_back();
         }
-        let [value, square] = outputs[0].to_f64_vec()[..] else { unreachable!("the gate has two numbers") };
-        if !value.is_finite() || !square.is_finite() {
-            return Err(self.diagnose(value, &outputs[1], &outputs[2..]));
-        }
-        Ok((value, square.sqrt()))
     }
 
     /// What a failure of the device costs: says where the run can be continued, and, if memory ran out, with which batch.
@@ -345,7 +366,7 @@ impl Run<'_> {
             let part = |t: &Tensor| t.narrow(0, 0, n);
             let tried = self.device.run(|| {
                 let batch = Batch { x: part(&batch.x), labels: batch.labels.as_ref().map(part) };
-                gradients(self.model, &self.optimiser, &batch, &mut rng.clone(), 0.0).0.item()
+                gradients(self.model, &self.optimiser, &batch, &mut rng.clone(), 0.0, None).0.item()
             });
             tried.is_ok()
         })

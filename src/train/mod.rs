@@ -9,6 +9,7 @@ mod evaluate;
 mod fit;
 mod optim;
 mod options;
+mod scale;
 mod schedule;
 mod step;
 

@@ -148,6 +148,11 @@ impl Optimiser {
         crate::cuda::on_host(|| self.advance(lr, 1.0, options).device(most))
     }
 
+    /// The step of the last [`Self::next_rates`] was not taken.
+    pub(super) fn take_back(&mut self) {
+        self.step -= 1;
+    }
+
     /// One update on a device in one launch, with everything that differs from step to step in its memory: `rates` from
     /// [`Self::next_rates`] and the `gate` of [`gate`].
     pub(super) fn step_on_device(&mut self, grads: &[Tensor], rates: &Tensor, gate: &Tensor) {

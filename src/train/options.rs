@@ -5,6 +5,7 @@ use crate::cpu::gemm::has_bf16;
 use crate::cuda::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::file::Meta;
+use crate::ops::amp::{mixed, tf32};
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -50,8 +51,11 @@ pub struct FitOptions {
     /// fit themselves, which are fitted again to the rest. This is trimmed likelihood (Neykov & Müller 2003), batch by
     /// batch as in Shen & Sanghavi 2019. 0 for none.
     pub trim: f64,
-    /// Mixed precision: `off` or `bf16`; see [`crate::ops::amp`].
+    /// Mixed precision: `off`, `bf16`, and on devices `f16` or `tf32`; see [`crate::ops::amp`].
     pub amp: Amp,
+    /// With `amp = f16`: what the loss is multiplied with at first, so that small gradients are not lost in f16. Halved when a
+    /// gradient overflows, whose step is then made again, and doubled after 2000 steps without (Micikevicius et al. 2018).
+    pub loss_scale: f64,
     /// Steps between checkpoints; 0 writes them at the ends of epochs only.
     pub checkpoint_every: u64,
     /// Start from the weights that the model has, without its data-dependent initialisation.
@@ -71,23 +75,36 @@ pub enum Amp {
     Off,
     /// bf16 with sums in f32.
     Bf16,
+    /// f16 with sums in f32 and a scaled loss.
+    F16,
+    /// f32 rounded to TF32, with sums in f32.
+    Tf32,
 }
 
 impl Amp {
-    /// What products are narrowed to.
-    pub fn dtype(self) -> Option<DType> {
+    /// Runs `f` with products calculated so.
+    pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
         match self {
-            Self::Off => None,
-            Self::Bf16 => Some(DType::BF16),
+            Self::Off => mixed(None, f),
+            Self::Bf16 => mixed(Some(DType::BF16), f),
+            Self::F16 => mixed(Some(DType::F16), f),
+            Self::Tf32 => tf32(f),
         }
     }
 
     /// Whether `device` can calculate so.
     ///
     /// # Errors
-    /// On a CPU that does not multiply bf16 numbers.
+    /// For f16 and TF32 on the CPU, and bf16 on a CPU that does not multiply such numbers.
     pub fn check(self, device: Device) -> Result<()> {
-        if self == Self::Off || device != Device::Cpu || has_bf16() {
+        if self == Self::Off || device != Device::Cpu {
+            return Ok(());
+        }
+        if self != Self::Bf16 {
+            let what = "amp f16 and tf32 are for devices; the CPU has off and bf16";
+            return Err(Error::new(ErrorKind::Usage, what));
+        }
+        if has_bf16() {
             return Ok(());
         }
         let what = "amp bf16: this CPU has no products of bf16 numbers (avx512_bf16), which would be slower than f32; expected off";
@@ -102,7 +119,9 @@ impl std::str::FromStr for Amp {
         match name {
             "off" => Ok(Self::Off),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::new(ErrorKind::Usage, format!("amp {name:?}: expected off or bf16"))),
+            "f16" => Ok(Self::F16),
+            "tf32" => Ok(Self::Tf32),
+            _ => Err(Error::new(ErrorKind::Usage, format!("amp {name:?}: expected off, bf16, f16 or tf32"))),
         }
     }
 }
@@ -139,6 +158,7 @@ impl Default for FitOptions {
             mutation: 0.0,
             trim: 0.0,
             amp: Amp::Off,
+            loss_scale: 65536.0,
             warm: false,
             checkpoint_every: 0,
             checkpoints: None,
@@ -168,6 +188,7 @@ impl FitOptions {
             (self.ema.is_none_or(unit), "ema", "a number in [0, 1)"),
             (unit(self.validation), "validation", "a fraction in [0, 1)"),
             ((0.0..=1.0).contains(&self.mutation), "mutation", "a probability"),
+            (self.loss_scale >= 1.0 && self.loss_scale.is_finite(), "loss_scale", "a number of at least 1"),
             ((0.0..=0.5).contains(&self.trim), "trim", "a share in [0, 0.5]"),
             (positive(self.schedule.rate), "schedule.rate", "a number above 0"),
             (self.schedule.every > 0, "schedule.every", "at least 1"),

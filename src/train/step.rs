@@ -7,13 +7,15 @@ use crate::models::{Batch, Model};
 use crate::random::Philox;
 use crate::tensor::Tensor;
 
-/// The mean objective of the examples of which the share `trim` is left out, the objective (B,) of each example, and the gradient of every parameter.
+/// The mean objective of the examples of which the share `trim` is left out, the objective (B,) of each example, and the gradient of
+/// every parameter, calculated of the objective times `scale[0]` and multiplied by `scale[1]`.
 pub(super) fn gradients(
     model: &dyn Model,
     optimiser: &Optimiser,
     batch: &Batch,
     rng: &mut Philox,
     trim: f64,
+    scale: Option<&Tensor>,
 ) -> (Tensor, Tensor, Vec<Tensor>) {
     let objective = model.objective(batch, rng);
     let values = objective.detach();
@@ -24,8 +26,13 @@ pub(super) fn gradients(
     let mean = loss.detach();
     drop(objective);
     let leaves = optimiser.leaves();
-    let grads = autograd::backward(loss, &leaves.iter().collect::<Vec<_>>());
-    (mean, values, grads)
+    let wanted: Vec<&Tensor> = leaves.iter().collect();
+    let Some(scale) = scale else { return (mean, values, autograd::backward(loss, &wanted)) };
+    let scaled = (&loss * &scale.narrow(0, 0, 1)).reshape(loss.shape());
+    drop(loss);
+    let back = scale.narrow(0, 1, 1);
+    let grads = autograd::backward(scaled, &wanted);
+    (mean, values, grads.iter().map(|g| (g * &back).reshape(g.shape())).collect())
 }
 
 /// The places of the smallest of `values` when the share `trim` is left out, in their order; at least one.
@@ -47,21 +54,23 @@ fn weights(values: &Tensor, trim: f64) -> Tensor {
 }
 
 impl Replay {
-    /// Forward, backward and optimiser on a device with the optimiser's numbers `rates`: its gate, the objective of each
-    /// example, the gradients.
+    /// Forward, backward and optimiser on a device with the optimiser's numbers `rates` and the factor `scale` on the loss: its
+    /// gate, the objective of each example, the gradients.
     pub(crate) fn step(
         &mut self,
         model: &dyn Model,
         optimiser: &mut Optimiser,
         batch: &Batch,
         rates: &Tensor,
+        scale: Option<&Tensor>,
         rng: &mut Philox,
         trim: f64,
     ) -> Vec<Tensor> {
-        let inputs: Vec<&Tensor> = [rates, &batch.x].into_iter().chain(&batch.labels).collect();
+        let inputs: Vec<&Tensor> = [rates, &batch.x].into_iter().chain(scale).chain(&batch.labels).collect();
         self.run(&inputs, rng, &mut |inputs, rng| {
-            let batch = Batch { x: inputs[1].clone(), labels: inputs.get(2).cloned() };
-            let (loss, values, grads) = gradients(model, optimiser, &batch, rng, trim);
+            let (scale, labels) = inputs[2..].split_at(usize::from(scale.is_some()));
+            let batch = Batch { x: inputs[1].clone(), labels: labels.first().cloned() };
+            let (loss, values, grads) = gradients(model, optimiser, &batch, rng, trim, scale.first());
             let gate = gate(&loss, &grads);
             drop((batch, loss));
             optimiser.step_on_device(&grads, &inputs[0], &gate);
