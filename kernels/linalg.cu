@@ -1,5 +1,6 @@
-// Inverse and log |det| of a square matrix by LU factorisation with partial pivoting, in f64 (src/ops/linalg.rs), in one
-// block whose shared memory holds the matrix: n up to 98 for the inverse, 140 for the determinant. Meant for the channel matrices of flows.
+// Inverse and log |det| of square matrices by LU factorisation with partial pivoting, in f64 (src/ops/linalg.rs), a block for
+// each, whose shared memory holds it: n up to 98 for the inverse, 140 for the determinant. Meant for the channel matrices
+// of flows and the Jacobians of short rows.
 // Bytes: two passes over n^2 numbers; 2/3 n^3 flops for the factors, 2 n^3 for the inverse, n barriers each. Bound:
 // latency; a launch and 3 n barriers, where the host would wait for the device and send the result back.
 #include "elem.cuh"
@@ -15,6 +16,7 @@ __device__ void factor(T* inverse, T* log_det, const T* a, int n) {
     __shared__ double sizes[THREADS];
     __shared__ int rows[THREADS];
     const int pitch = n + 1, t = threadIdx.x;
+    a += (int64_t)blockIdx.x * n * n;
     int* order = reinterpret_cast<int*>(lu + n * pitch);
     for (int i = t; i < n * n; i += THREADS) lu[i / n * pitch + i % n] = (double)load(a[i]);
     for (int i = t; i < n; i += THREADS) order[i] = i;
@@ -66,9 +68,10 @@ __device__ void factor(T* inverse, T* log_det, const T* a, int n) {
     if (log_det && t == 0) {
         double sum = 0.;
         for (int k = 0; k < n; ++k) sum += log(fabs(lu[k * pitch + k]));
-        *log_det = store<T>((float)sum);
+        log_det[blockIdx.x] = store<T>((float)sum);
     }
     if (!inverse) return;
+    inverse += (int64_t)blockIdx.x * n * n;
     // Column `order[i]` of the inverse solves L U x = e_i: a thread per column, which runs down and up a column of
     // shared memory behind the factors; 2 n^2 flops each.
     for (int column = t; column < n; column += THREADS) {

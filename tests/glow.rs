@@ -204,7 +204,7 @@ fn samples_repeat_with_the_seed_and_stay_bytes() {
     let shape = [8, 8, 3];
     let glow = glow(tiny(shape, 2, vec![Transform::Dequantise]), DType::F32);
     let sample = |seed, temperature| {
-        let options = SampleOptions { temperature, label: None };
+        let options = SampleOptions { temperature, ..SampleOptions::default() };
         glow.sample(5, &options, &mut Philox::new(seed)).expect("an unconditional sample")
     };
     let x = sample(1, 1.0);
@@ -214,7 +214,8 @@ fn samples_repeat_with_the_seed_and_stay_bytes() {
     let cold = sample(1, 0.0);
     assert_eq!(cold.as_bytes()[..192], cold.as_bytes()[192..384], "without noise all samples are alike");
     assert!(
-        glow.sample(1, &SampleOptions { temperature: 1.0, label: Some(3) }, &mut Philox::new(1)).is_err()
+        glow.sample(1, &SampleOptions { label: Some(3), ..SampleOptions::default() }, &mut Philox::new(1))
+            .is_err()
     );
 }
 

@@ -95,16 +95,16 @@ impl Residual {
 /// An upper bound of the spectral norm of `w`, a scalar.
 fn norm_bound(w: &Tensor) -> Tensor {
     let frobenius = |t: &Tensor| t.square().sum_all().sqrt();
-    let (mut gram, mut log, mut power) = (w.clone(), 0.0, 1.0);
+    let (mut gram, mut log, mut power) = (w.clone(), Tensor::scalar(0.0, w.dtype()), 1.0);
     for _ in 0..GRAM {
         // The scale, a constant: it cancels in what follows.
-        let size = frobenius(&gram.detach()).item().max(1e-30);
-        log += power * size.ln();
-        let unit = gram.affine(1.0 / size, 0.0);
+        let size = frobenius(&gram.detach()).clamp(1e-30, f64::INFINITY);
+        log = &log + &size.ln().affine(power, 0.0);
+        let unit = &gram / &size;
         gram = matmul(&unit, &unit, true, false);
         power *= 0.5;
     }
-    frobenius(&gram).ln().affine(power, log).exp()
+    (&frobenius(&gram).ln().affine(power, 0.0) + &log).exp()
 }
 
 impl Linearised {
@@ -131,15 +131,8 @@ impl Linearised {
         let identity = shape::one_hot(&shape::arange(d), d, dtype).reshape([1, d, d]);
         // Row j holds J e_j: the transpose, whose determinant is the same.
         let matrix = &self.push(&identity.broadcast_to([b, d, d])) + &identity;
-        let (mut logs, mut inverses) = (Vec::with_capacity(b), Vec::with_capacity(b * d * d));
-        for rows in matrix.to_f64_vec().chunks_exact(d * d) {
-            let lu = linalg::Lu::new(rows, d);
-            logs.push(lu.log_abs_det());
-            let inverse = lu.inverse();
-            inverses.extend((0..d * d).map(|i| inverse[i % d * d + i / d]));
-        }
-        let transposed = Tensor::from_slice(&inverses, [b, d, d]).cast(dtype);
-        with_value((&matrix * &transposed).sum_examples(), &Tensor::from_slice(&logs, [b]).cast(dtype))
+        let (logs, inverses) = linalg::log_dets_and_inverses(&matrix);
+        with_value((&matrix * &inverses.permute(&[0, 2, 1])).sum_examples(), &logs)
     }
 
     fn estimated_logdet(&self, shape: &[usize], rng: &mut Philox) -> Tensor {

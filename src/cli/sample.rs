@@ -62,7 +62,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if !fits {
         return usage(format!("--out: the model draws examples {shape:?}, not {what}; expected a .npy"));
     }
-    let options = SampleOptions { temperature: args.temperature, label: args.label };
+    let options =
+        SampleOptions { temperature: args.temperature, label: args.label, ..SampleOptions::default() };
     let mut rng = Philox::new(common.seed.unwrap_or(file.meta.seed)).fork(SAMPLES);
     let drawn = file.model.draw(args.n as usize, &options, &mut rng)?;
     match ending {

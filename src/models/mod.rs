@@ -14,10 +14,11 @@ mod statistic;
 
 pub use statistic::{Statistic, Statistics};
 
-use crate::cuda::Device;
+use crate::cuda::{Device, Replay};
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::ParamStore;
+use crate::ops::shape::concat;
 use crate::random::Philox;
 use crate::tensor::{DType, Plain, Tensor, with_float};
 
@@ -169,6 +170,8 @@ pub struct SampleOptions {
     pub temperature: f64,
     /// The class to sample, for conditional models.
     pub label: Option<i32>,
+    /// How many [`draw`](trait.Model.html#method.draw) draws at a time; the numbers that are drawn depend on it.
+    pub batch: usize,
 }
 
 impl SampleOptions {
@@ -193,7 +196,7 @@ impl SampleOptions {
 
 impl Default for SampleOptions {
     fn default() -> Self {
-        Self { temperature: 1.0, label: None }
+        Self { temperature: 1.0, label: None, batch: 1024 }
     }
 }
 
@@ -277,12 +280,32 @@ impl dyn Model + '_ {
         self.device().run(f)
     }
 
-    /// [`Model::sample`] on the model's device; the samples come to the host.
+    /// [`Model::sample`] on the model's device, in batches that are recorded and replayed where the model allows it; the samples
+    /// come to the host.
     ///
     /// # Errors
     /// Those of [`Model::sample`] and of the device.
     pub fn draw(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
-        self.run(|| self.sample(n, options, rng).map(|drawn| drawn.on_host()))?
+        let (batch, mut replay, mut parts) = (options.batch.max(1), Replay::new(), Vec::new());
+        for first in (0..n.max(1)).step_by(batch) {
+            let count = batch.min(n - first);
+            let part = self.run(|| {
+                if count < batch {
+                    return Ok(self.sample(count, options, rng)?.on_host());
+                }
+                let mut failed = None;
+                let drawn = replay.run(&[], rng, &mut |_, rng| match self.sample(count, options, rng) {
+                    Ok(drawn) => vec![drawn],
+                    Err(e) => {
+                        failed = Some(e);
+                        Vec::new()
+                    }
+                });
+                failed.map_or_else(|| Ok(drawn[0].on_host()), Err)
+            })??;
+            parts.push(part);
+        }
+        Ok(if let [one] = &parts[..] { one.clone() } else { concat(&parts.iter().collect::<Vec<_>>(), 0) })
     }
 }
 

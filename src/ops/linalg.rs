@@ -22,12 +22,12 @@ const INVERSE: Kernels =
 const LOG_DET: Kernels =
     Kernels::new("linalg", ["linalg_log_det_f32", "linalg_log_det_bf16", "linalg_log_det_f16"]);
 
-/// `kernel` on a matrix that is on a device and fits the shared memory of a block beside `columns` more doubles.
+/// `kernel` on n by n matrices that are on a device and fit the shared memory of a block beside `columns` more doubles.
 fn launch(kernel: &Kernels, a: &Tensor, n: usize, columns: usize, shape: &[usize]) -> Option<Tensor> {
     let bytes = 8 * (n * (n + 1) + n.div_ceil(2) + columns);
     let gpu = a.gpu().filter(|_| a.dtype() != DType::F64 && bytes <= 160 << 10)?;
     let y = gpu.empty(shape, a.dtype());
-    let grid = Grid { shared: bytes as u32, ..Grid::new(1, 256) };
+    let grid = Grid { shared: bytes as u32, ..Grid::new(a.len() / (n * n), 256) };
     gpu.launch(kernel.of(a.dtype()), grid, &[&y, a, &(n as i32)]);
     Some(y.finish())
 }
@@ -121,6 +121,29 @@ pub fn inverse(a: &Tensor) -> Tensor {
         vec![Some(unary::neg(&matmul(&matmul(y, &back.grad(0), true, false), y, false, true)))]
     });
     y
+}
+
+/// log |det| (B,) and inverses of matrices (B, n, n), unrecorded.
+///
+/// # Panics
+/// When `a` are not square float matrices.
+#[track_caller]
+pub(crate) fn log_dets_and_inverses(a: &Tensor) -> (Tensor, Tensor) {
+    let [b, n, m] = a.dims();
+    assert_eq!(n, m, "log_dets_and_inverses: {n} by {m} matrices");
+    let a = a.detach();
+    let there = launch(&LOG_DET, &a, n, 0, &[b]).zip(launch(&INVERSE, &a, n, n * n, &[b, n, n]));
+    there.unwrap_or_else(|| {
+        let (mut logs, mut inverses) = (Vec::with_capacity(b), Vec::with_capacity(b * n * n));
+        for rows in a.to_f64_vec().chunks_exact(n * n) {
+            let lu = Lu::new(rows, n);
+            logs.push(lu.log_abs_det());
+            inverses.extend(lu.inverse());
+        }
+        let made =
+            |values: &[f64], shape: &[usize]| Tensor::from_slice(values, shape).cast(a.dtype()).beside(&a);
+        (made(&logs, &[b]), made(&inverses, &[b, n, n]))
+    })
 }
 
 fn from_f64(values: &[f64], n: usize, dtype: DType) -> Tensor {

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, ParamStore};
 use crate::ops::normal_logp::normal_logp;
+use crate::ops::unary::floor;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -184,8 +185,8 @@ impl Model for FlowPp {
         options.check("flowpp", 0)?;
         let Config { shape: [h, w, c], squeezes: s, .. } = self.config;
         let z = rng.normal([n, h >> s, w >> s, c << (2 * s)], self.dtype).affine(options.temperature, 0.0);
-        let y = autograd::no_grad(|| self.flow.inverse(&z)).to_f64_vec();
-        Ok(Tensor::from_fn([n, h, w, c], |i| (256.0 * y[i]).floor().clamp(0.0, 255.0) as u8))
+        let y = autograd::no_grad(|| self.flow.inverse(&z));
+        Ok(floor(&y.affine(256.0, 0.0)).clamp(0.0, 255.0).cast(DType::U8).reshape([n, h, w, c]))
     }
 
     fn init_from(&self, _train: &Dataset, batch: &Batch, rng: &mut Philox) {

@@ -364,7 +364,8 @@ impl Model for Vae {
         let (kind, samples) = (self.observer.kind(), self.config.importance);
         let of = self.observer.observe(&batch.x, rng);
         let q = self.encode(&of);
-        let nats = if q.mean.var().is_some() {
+        // On a device the host, which would keep running sums, is not waited for.
+        let nats = if q.mean.var().is_some() || q.mean.gpu().is_some() {
             let mut all = Vec::new();
             self.weigh(&of, &q, samples, rng, |log_weights| all.push(log_weights));
             let all = concat(&all.iter().collect::<Vec<_>>(), 1);

@@ -25,6 +25,7 @@ use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
 use crate::ops::index::{gather_rows, scatter_rows};
 use crate::ops::matmul::matmul;
+use crate::ops::{binary, shape};
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -193,10 +194,12 @@ impl VqVae {
         let flat = z.detach().reshape([b * h * w, width]);
         // −|z − e|² / 2 + |z|² / 2
         let closeness = &matmul(&flat, &entries, false, true) - &entries.square().sum(&[1]).affine(0.5, 0.0);
-        let closeness = closeness.to_f64_vec();
-        let rows: Vec<&[f64]> = closeness.chunks_exact(self.config.codes).collect();
-        let best = |row: &[f64]| (1..row.len()).fold(0, |best, k| if row[k] > row[best] { k } else { best });
-        Tensor::from_fn([b, h, w, 1], |i| best(rows[i]) as u8)
+        let codes = self.config.codes;
+        // The first of the closest; of a row without numbers the last entry.
+        let best = binary::eq(&closeness, &closeness.max(&[1]).reshape([b * h * w, 1]));
+        let from_behind = shape::arange(codes).cast(z.dtype()).affine(-1.0, codes as f64);
+        let first = (&best * &from_behind).max(&[1]).affine(-1.0, codes as f64);
+        first.clamp(0.0, codes as f64 - 1.0).cast(DType::U8).reshape([b, h, w, 1])
     }
 
     /// The entries (B, h, w, width) at indices (B, h, w, 1).
@@ -215,25 +218,17 @@ impl VqVae {
         let [b, h, w, width] = z.dims();
         let (rows, codes, decay) = (b * h * w, self.config.codes, self.config.decay);
         let (flat, at) = (z.detach().reshape([rows, width]), indices.reshape([rows]));
-        let ones = Tensor::ones([rows], z.dtype());
-        let blend = |old: &Param, new: &Tensor| {
-            old.set(&(&old.get().affine(decay, 0.0) + &new.affine(1.0 - decay, 0.0)));
-            old.get().to_f64_vec()
-        };
-        let mut counts = blend(&self.codebook.counts, &scatter_rows(&ones, &at, codes));
-        let mut sums = blend(&self.codebook.sums, &scatter_rows(&flat, &at, codes));
-        let (vectors, mut draws) = (flat.to_f64_vec(), rng.stream());
-        for k in 0..codes {
-            if counts[k] < LEAST {
-                let row = draws.below(rows as u64) as usize;
-                sums[k * width..][..width].copy_from_slice(&vectors[row * width..][..width]);
-                counts[k] = 1.0;
-            }
-        }
-        let entry = |i: usize| sums[i] / counts[i / width];
-        self.codebook.entries.set(&Tensor::from_fn([codes, width], entry).cast(z.dtype()));
-        self.codebook.counts.set(&Tensor::from_slice(&counts, [codes]).cast(z.dtype()));
-        self.codebook.sums.set(&Tensor::from_slice(&sums, [codes, width]).cast(z.dtype()));
+        let Codebook { entries, counts, sums } = &self.codebook;
+        let blend = |old: &Param, new: Tensor| &old.get().affine(decay, 0.0) + &new.affine(1.0 - decay, 0.0);
+        let used = blend(counts, scatter_rows(&Tensor::ones([rows], z.dtype()), &at, codes));
+        let sum = blend(sums, scatter_rows(&flat, &at, codes));
+        let elsewhere = gather_rows(&flat, &rng.randint(0, rows as i32, [codes]).beside(&flat));
+        let dead = binary::gt(&Tensor::scalar(LEAST, z.dtype()), &used);
+        let sum = binary::select(&dead.reshape([codes, 1]), &elsewhere, &sum);
+        let used = binary::select(&dead, &used.ones_like(), &used);
+        entries.set(&(&sum / &used.reshape([codes, 1])));
+        counts.set(&used);
+        sums.set(&sum);
     }
 }
 
