@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# Gathers in target/gpu-pack/ what a GPU machine without a Rust toolchain needs: every test and bench executable and the
-# program itself with the CUDA kernels, stripped; the files that tests read; the scripts that compare with PyTorch; the
-# images of the full-size runs; and run.sh (tools/gpu-run.sh), which runs all of it.
+# Gathers in target/gpu-pack/ what a GPU machine without a Rust toolchain needs: the program, the tests and the bench that use a
+# device, with the CUDA kernels, stripped; the scripts that compare with PyTorch; the images of the full-size runs; and
+# run.sh (tools/gpu-run.sh), which runs all of it. What needs no GPU is tested where this is built.
 #   tools/pack-gpu.sh && rsync -a target/gpu-pack/ gpu: && ssh gpu ./run.sh
 # SHARED (default ../shared) holds bench/ and data/; without it the comparison and the full-size runs are left out.
-# SURPRISAL_CUDA_ARCHS=90a makes the pack smaller for one kind of GPU.
+# SURPRISAL_CUDA_ARCHS=90a makes the pack smaller for one kind of GPU. FEATURES (default cuda): what is built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=target/gpu-pack
 shared=${SHARED:-../shared}
 rm -rf "$out"
-mkdir -p "$out/bin" "$out/tree"
-build() { cargo "$@" --features cuda --message-format=json-render-diagnostics; }
-# The test executables look for the program where cargo put it.
-{ build build --release; build test --release --no-run; build bench --no-run; } | python3 -c '
+mkdir -p "$out/bin"
+build() { cargo "$@" --features "${FEATURES:-cuda}" --message-format=json-render-diagnostics; }
+{ build build --release; build test --release --no-run --test kernels --test devices; build bench --no-run --bench kernels; } | python3 -c '
 import json, os, shutil, sys
 out, seen, rows = sys.argv[1], set(), []
 for line in sys.stdin:
@@ -24,13 +23,11 @@ for line in sys.stdin:
     seen.add(path)
     target = m["target"]
     kind = "bench" if "bench" in target["kind"] else "test" if m["profile"]["test"] else "program"
-    unit = "-unit" if kind == "test" and "test" not in target["kind"] else ""
-    name = "surprisal" if kind == "program" else kind + "-" + target["name"] + unit
+    name = "surprisal" if kind == "program" else kind + "-" + target["name"]
     shutil.copy2(path, out + "/bin/" + name)
     rows.append(kind + " " + name + "\n")
 open(out + "/list.txt", "w").writelines(sorted(set(rows)))' "$out"
 strip --strip-all "$out"/bin/*
-cp -r Cargo.toml README.md src kernels data tests "$out/tree/"
 cp tools/gpu-run.sh "$out/run.sh"
 git rev-parse HEAD > "$out/commit.txt" 2>/dev/null || echo unknown > "$out/commit.txt"
 if [ -d "$shared/bench" ]; then
