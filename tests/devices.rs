@@ -12,7 +12,9 @@ use surprisal::models::{Batch, MODELS, Model, ModelInfo, SampleOptions, config, 
 use surprisal::ops::langevin::{Langevin, langevin};
 use surprisal::random::Philox;
 use surprisal::testing::{device, max_error};
-use surprisal::train::{Checkpoints, Evaluate, Event, Fit, FitOptions, Observer, checkpoint, fit, log_probs};
+use surprisal::train::{
+    Amp, Checkpoints, Evaluate, Event, Fit, FitOptions, Observer, StepInfo, checkpoint, fit, log_probs,
+};
 use surprisal::{DType, Device, ErrorKind, Tensor};
 
 /// The program: where cargo put it, or where a machine without cargo has it.
@@ -71,9 +73,11 @@ fn trained(recipe: &config::Recipe, device: Device, options: &FitOptions) -> sur
     Ok(Trained { model, losses: losses.0, fit })
 }
 
-/// Models whose training steps, or chains, are recorded: they keep to the device. The others calculate in f64 (gmm, hmm, parzen),
-/// encode tables (made), look for the nearest entry (vqvae) or bound a norm (residual_flow) on the host.
-const REPLAYED: [&str; 16] = [
+/// Models whose training steps, or chains, are recorded: they keep to the device. The others calculate in f64 (gmm, hmm, parzen)
+/// or encode tables (made) on the host.
+const REPLAYED: [&str; 18] = [
+    "residual_flow",
+    "vqvae",
     "pixelcnn",
     "pixelcnn_pp",
     "causal_cnn",
@@ -91,6 +95,9 @@ const REPLAYED: [&str; 16] = [
     "hvae",
     "vae",
 ];
+
+/// Models whose scoring is not recorded: on the host as above.
+const UNSCORED: [&str; 4] = ["gmm", "hmm", "parzen", "made"];
 
 fn close(a: f64, b: f64, tolerance: f64) -> bool {
     (a - b).abs() <= tolerance * (1.0 + b.abs())
@@ -147,11 +154,28 @@ fn every_model_trains_scores_and_samples_on_the_device_as_on_the_cpu() {
             for (a, b) in score(&there).nats.iter().zip(&score(&host).nats) {
                 assert!(close(*a, *b, 2e-3), "{name}: log p {a} on the device, {b} on the CPU");
             }
-            let how = SampleOptions { label: host.model.input().classes.map(|_| 0), ..Default::default() };
-            match there.model.draw(2, &how, &mut Philox::new(4)) {
-                Ok(x) => assert!(x.device() == Device::Cpu && x.shape()[0] == 2, "{name}: samples {x:?}"),
+            let four = data(&*host.model, 8);
+            let batches = Evaluate { batch: 2, ..Evaluate::default() };
+            let score = || log_probs(&*there.model, &four, &batches).expect("scores").nats;
+            let before = replays();
+            let found = score();
+            let scored = replays() - before;
+            assert_eq!(found, without_replay(score), "{name}: replayed and eager scores");
+            let label = host.model.input().classes.map(|_| 0);
+            let how = SampleOptions { label, batch: 1, ..Default::default() };
+            let draw = || there.model.draw(4, &how, &mut Philox::new(4));
+            let before = replays();
+            match draw() {
+                Ok(x) => {
+                    assert!(x.device() == Device::Cpu && x.shape()[0] == 4, "{name}: samples {x:?}");
+                    let eager = without_replay(draw).expect("it was drawn before");
+                    assert!(bits(&x) == bits(&eager), "{name}: replayed and eager samples");
+                }
                 Err(e) => assert!(e.to_string().contains("sample"), "{name}: {e}"),
             }
+            let drawn = replays() - before;
+            eprint!("{scored} of scores, {drawn} of draws, ");
+            assert!(scored > 0 || UNSCORED.contains(&name), "{name}: scoring was not replayed");
             assert_eq!(there.model.device(), place, "{name}: sampling leaves the model where it is");
         });
         if std::panic::catch_unwind(check).is_err() {
@@ -227,6 +251,76 @@ fn a_replayed_chain_is_an_eager_one_bit_for_bit() {
     let (eager, after, recorded) = device.run(|| without_replay(chain)).expect("runs");
     assert!(!recorded && rng == after, "the generators end at the same place");
     assert!(x == eager, "replayed and eager chains differ");
+}
+
+/// The steps of a run with these products.
+#[derive(Default)]
+struct Steps(Vec<StepInfo>);
+
+impl Observer for Steps {
+    fn on(&mut self, event: &Event) -> ControlFlow<()> {
+        if let Event::Step(step) = event {
+            self.0.push((*step).clone());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn steps(device: Device, amp: Amp, loss_scale: f64) -> Vec<StepInfo> {
+    let recipe = by_name("pixelcnn");
+    let model = recipe.build().expect("builds");
+    model.to(device).expect("moves");
+    let options = FitOptions {
+        steps: Some(8),
+        batch: 4,
+        eps: 1e-3,
+        ema: None,
+        amp,
+        loss_scale,
+        ..recipe.train.clone()
+    };
+    let mut steps = Steps::default();
+    fit(&*model, &data(&*model, 32), None, &options, &mut steps).expect("trains");
+    steps.0
+}
+
+fn nats(steps: &[StepInfo]) -> Vec<f64> {
+    steps.iter().map(|s| s.nats).collect()
+}
+
+#[test]
+fn training_in_f16_scales_the_loss_until_nothing_overflows() {
+    let Some(device) = device() else { return };
+    let plain = steps(device, Amp::Off, 1.0);
+    let high = steps(device, Amp::F16, 2f64.powi(40));
+    let scale = high[0].scale;
+    assert!(scale < 2f64.powi(40) && scale >= 2.0 && scale.log2().fract() == 0.0, "a factor of {scale}");
+    // The tries that overflowed leave no trace.
+    let settled = steps(device, Amp::F16, scale);
+    assert_eq!(nats(&settled), nats(&high));
+    let eager = without_replay(|| steps(device, Amp::F16, scale));
+    assert_eq!(nats(&settled), nats(&eager), "replayed and eager losses");
+    assert!(nats(&settled) != nats(&plain), "nothing was rounded");
+    for (a, b) in nats(&settled).iter().zip(nats(&plain)) {
+        assert!(close(*a, b, 5e-3), "losses {:?} in f16, {:?} in f32", nats(&settled), nats(&plain));
+    }
+}
+
+#[test]
+fn training_in_tf32_is_near_that_in_f32() {
+    let Some(device) = device() else { return };
+    let (plain, rounded) = (nats(&steps(device, Amp::Off, 1.0)), nats(&steps(device, Amp::Tf32, 1.0)));
+    assert!(plain != rounded, "nothing was rounded");
+    for (a, b) in rounded.iter().zip(&plain) {
+        assert!(close(*a, *b, 5e-3), "losses {rounded:?} in TF32, {plain:?} in f32");
+    }
+    let recipe = by_name("pixelcnn");
+    let model = recipe.build().expect("builds");
+    for amp in [Amp::Tf32, Amp::F16] {
+        let options = FitOptions { amp, ..recipe.train.clone() };
+        let error = fit(&*model, &data(&*model, 8), None, &options, &mut ()).expect_err("not on the CPU");
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Usage, 2));
+    }
 }
 
 #[test]
@@ -307,7 +401,7 @@ fn not_a_number_on_the_device_says_what_it_says_on_the_cpu() {
         model.to(device).expect("moves");
         let options = FitOptions { steps: Some(2), batch: 4, ..recipe.train.clone() };
         let error = fit(&*model, &data(&*model, 8), None, &options, &mut ()).expect_err("cannot train");
-        assert_eq!(error.kind(), ErrorKind::NonFinite);
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::NonFinite, 1));
         assert!(error.to_string().contains(&name), "{error}");
         error.to_string()
     };
@@ -350,9 +444,12 @@ mod faults {
         let error = done.expect_err("there is no room");
         assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Device, 1));
         let message = error.to_string();
-        for part in
-            ["step 3: emulated: out of memory: ", " bytes asked for, ", " free", "last good checkpoint is "]
-        {
+        for part in [
+            "step 3: emulated: out of memory: ",
+            " bytes asked for, ",
+            " free; this process holds ",
+            "last good checkpoint is ",
+        ] {
             assert!(message.contains(part), "{message}");
         }
         let fits = message.split("train.batch=").nth(1).expect("a batch that fits");
@@ -366,6 +463,63 @@ mod faults {
         let done = without_replay(|| fit(&*saved.model, &rows, None, &smaller, &mut ()));
         set_room(None);
         done.expect("the smaller batch fits");
+    }
+
+    /// The program run with `--device DEVICE` where the driver is `driver`: what it says, on one line, with exit code 1.
+    fn refused(driver: &str, device: &str, args: &[&str]) -> String {
+        let mut command = Command::new(program());
+        command.env("SURPRISAL_EMULATED_DRIVER", driver).args(args).args(["--device", device, "--quiet"]);
+        let ran = command.output().expect("runs");
+        let message = String::from_utf8(ran.stderr).expect("text");
+        assert_eq!(ran.status.code(), Some(1), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        message
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_machine_is_one_line_and_exit_code_1() {
+        let bench = ["bench", "glow28"];
+        for (driver, device, wanted) in [
+            ("none", "cuda", "cuda:0: there is no NVIDIA driver (libcuda.so.1) on this machine"),
+            (
+                "12040 1",
+                "cuda",
+                "cuda:0: the driver is made for CUDA 12.4; 13.0 (driver 580) or newer is needed",
+            ),
+            ("13000 0", "cuda", "cuda:0: the driver sees no GPU"),
+            ("13000 1", "cuda:3", "cuda:3: there is one GPU, cuda:0"),
+            ("13010 8", "cuda:8", "cuda:8: there are 8 GPUs, cuda:0 to cuda:7"),
+            (
+                "13000 1 0 85899345920",
+                "cuda",
+                "cuda:0: out of memory: none is left to start with; other processes hold it (nvidia-smi names them)",
+            ),
+        ] {
+            assert_eq!(refused(driver, device, &bench), format!("surprisal: {wanted}\n"));
+        }
+    }
+
+    /// Another process holds nearly all of the memory: training says who holds what, and where it can go on.
+    #[test]
+    fn memory_that_others_hold_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let rows = Philox::new(1).randint(0, 3, [64, 3, 3, 1]).cast(DType::U8);
+        surprisal::data::write_npy(at("x.npy"), &rows).expect("writes");
+        let (x, model) = (at("x.npy"), at("m"));
+        let info = MODELS.iter().find(|info| info.name == "pixelcnn").expect("pixelcnn");
+        let mut train = vec!["train", "pixelcnn", "--data", &x, "--out", &model];
+        let set = ["train.steps=2", "train.batch=32"];
+        set.iter().chain(info.tiny).for_each(|s| train.extend(["--set", s]));
+        let message = refused("13000 1 60000 85899345920", "cuda", &train);
+        assert!(message.starts_with("surprisal: "), "{message}");
+        for part in [
+            "cuda:0: out of memory: ",
+            " of 81920 MiB free; this process holds ",
+            "other processes 81920 MiB",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
     }
 
     #[test]

@@ -8,14 +8,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use surprisal::autograd;
 use surprisal::cpu::gemm::Act;
 #[cfg(feature = "emulate")]
-use surprisal::cuda::emulator::{Order, set_order};
+use surprisal::cuda::emulator::{Order, finds_races, probe, set_order};
 use surprisal::cuda::kernels_of;
 use surprisal::models::autoregressive::pixelcnn::{Config, PixelCnn};
 use surprisal::models::autoregressive::pixelcnn_pp::{self, PixelCnnPp};
 use surprisal::models::{Model, SampleOptions};
 use surprisal::nn::{Init, Initial, ParamStore};
 use surprisal::ops::conv::{self, ConvSpec};
-use surprisal::ops::{Case, OPS, matmul, softmax};
+use surprisal::ops::masked_conv::{Mask, MaskKind, masked_conv2d};
+use surprisal::ops::masked_linear::{Staircase, masked_linear};
+use surprisal::ops::{Case, OPS, amp, matmul, softmax};
 use surprisal::random::Philox;
 use surprisal::testing::{cast_inputs, device, max_error, outputs_and_grads};
 use surprisal::train::{FitOptions, Optimiser, norm};
@@ -122,6 +124,64 @@ fn kernels_agree_with_the_cpu_in_bf16() {
 #[test]
 fn kernels_agree_with_the_cpu_in_f16() {
     agrees(DType::F16, 9.8e-4);
+}
+
+/// Products of f32 are those of f32, and where TF32 is asked for those of operands with 10 bits behind the point: the
+/// device's result for rounded operands, which rounding again does not change.
+#[test]
+fn products_are_rounded_to_tf32_only_when_asked() {
+    let Some(there) = device() else { return };
+    let rounded = |t: &Tensor| {
+        let round = |x: f64| f64::from(f32::from_bits(((x as f32).to_bits() + 0x1000) & 0xffff_e000));
+        Tensor::from_slice(&t.to_f64_vec().into_iter().map(round).collect::<Vec<_>>(), t.shape())
+            .cast(DType::F32)
+    };
+    let mut rng = Philox::new(3);
+    let mut made = |shape: &[usize]| rng.normal(shape, DType::F32);
+    let (x, w) = (made(&[70, 36]), made(&[36, 68]));
+    let (image, kernel) = (made(&[2, 5, 6, 4]), made(&[3, 3, 4, 8]));
+    let (odd, masked) = (made(&[2, 4, 4, 6]), made(&[3, 3, 6, 6]));
+    let stairs = Staircase::new(36, (0..68).map(|j| j / 2 + 1).collect::<Vec<_>>());
+    let mask = Mask { kind: MaskKind::B, colours: 1 };
+    let bias = Tensor::zeros([68], DType::F32).to(there).expect("a device");
+    type Op<'a> = Box<dyn Fn(&Tensor, &Tensor) -> Tensor + 'a>;
+    let ops: Vec<(&str, Op, [&Tensor; 2])> = vec![
+        ("matmul", Box::new(|x, w| matmul::linear(x, w, None, Act::None)), [&x, &w]),
+        ("conv", Box::new(|x, w| conv::conv2d(x, w, None, None, ConvSpec::same(3))), [&image, &kernel]),
+        ("masked_conv", Box::new(|x, w| masked_conv2d(x, w, None, None, mask, Act::None)), [&image, &kernel]),
+        (
+            "masked_conv of odd channels",
+            Box::new(|x, w| masked_conv2d(x, w, None, None, mask, Act::None)),
+            [&odd, &masked],
+        ),
+        ("masked_linear", Box::new(|x, w| masked_linear(x, w, &bias, &stairs, Act::None)), [&x, &w]),
+    ];
+    for (name, op, [x, w]) in &ops {
+        // The output, and the gradients of its sum of squares.
+        let all = |x: &Tensor, w: &Tensor| {
+            let [x, w] = [x, w].map(|t| t.to(there).expect("a device").requires_grad());
+            let y = op(&x, &w);
+            let kept = y.detach();
+            let grads = autograd::backward(y.square().sum_all(), &[&x, &w]);
+            [&kept, &grads[0], &grads[1]].map(|t| t.to(Device::Cpu).expect("the CPU"))
+        };
+        let run = |x: &Tensor, w: &Tensor, tf32: bool| {
+            let run = || if tf32 { amp::tf32(|| all(x, w)) } else { all(x, w) };
+            there.run(run).unwrap_or_else(|e| panic!("{name}: {e}"))
+        };
+        let (plain, asked) = (run(x, w, false), run(x, w, true));
+        let (rx, rw) = (rounded(x), rounded(w));
+        let (of_rounded, again) = (run(&rx, &rw, false), run(&rx, &rw, true));
+        let scale = |t: &Tensor| t.to_f64_vec().iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let off =
+            |a: &Tensor, b: &Tensor| max_error(std::slice::from_ref(a), std::slice::from_ref(b)) / scale(b);
+        assert!(off(&asked[0], &of_rounded[0]) < 2e-6, "{name}: not the product of rounded operands");
+        assert!(off(&asked[0], &plain[0]) > 1e-5, "{name}: nothing was rounded");
+        assert_eq!(asked[0].as_bytes(), again[0].as_bytes(), "{name}: rounding twice changes a bit");
+        for (a, b) in asked.iter().zip(&plain).skip(1) {
+            assert!((1e-5..2e-3).contains(&off(a, b)), "{name}: gradients are off by {:e}", off(a, b));
+        }
+    }
 }
 
 /// Every law in every dtype, some sizes that no counter divides.
@@ -268,14 +328,14 @@ fn images() -> Vec<Tensor> {
         let config = Config { shape, channels: 12, depth: 2, levels: 40, classes };
         let model = PixelCnn::new(config, DType::F32, &mut Philox::new(3)).expect("a model");
         let label = (classes > 0).then_some(1);
-        let options = SampleOptions { temperature: 0.8, label };
+        let options = SampleOptions { temperature: 0.8, label, ..SampleOptions::default() };
         model.sample(7, &options, &mut Philox::new(4)).expect("images")
     };
     let mix = |shape: [usize; 3], depth: usize, classes: usize| {
         let config = pixelcnn_pp::Config { shape, channels: 6, depth, components: 3, classes, dropout: 0.5 };
         let model = PixelCnnPp::new(config, DType::F32, &mut Philox::new(3)).expect("a model");
         let label = (classes > 0).then_some(1);
-        let options = SampleOptions { temperature: 0.8, label };
+        let options = SampleOptions { temperature: 0.8, label, ..SampleOptions::default() };
         model.sample(7, &options, &mut Philox::new(4)).expect("images")
     };
     vec![
@@ -312,4 +372,35 @@ fn mixed_devices_and_wrong_indices_are_named() {
     assert_eq!(*message, format!("add: one input is on cpu, another on {there}"));
     assert_eq!(y.to(Device::Cpu).expect("the CPU is there").to_f64_vec(), [1.0; 3]);
     assert_eq!(y.to_f64_vec(), [1.0; 3]);
+}
+
+/// Each probe of the emulator goes through when it is right; when it lacks a barrier, a build that looks for races names both
+/// lines of `kernels/emulator/probe.cu`.
+#[test]
+#[cfg(feature = "emulate")]
+fn accesses_that_no_barrier_orders_are_named() {
+    for (symbol, first, second) in [
+        ("probe_shared", "a read at kernels/emulator/probe.cu:9", "writes at kernels/emulator/probe.cu:7"),
+        ("probe_reuse", "a read at kernels/emulator/probe.cu:19", "writes at kernels/emulator/probe.cu:17"),
+        ("probe_warp", "a read at kernels/emulator/probe.cu:31", "writes at kernels/emulator/probe.cu:28"),
+        ("probe_blocks", "a write at kernels/emulator/probe.cu:36", "another block writes"),
+        ("probe_sum", "a read at kernels/emulator/probe.cu:42", "writes at kernels/emulator/probe.cu:42"),
+    ] {
+        probe(symbol, true).unwrap_or_else(|e| panic!("{symbol}: {e}"));
+        for order in [Order::Forward, Order::Backward, Order::Seed(5)] {
+            set_order(order);
+            let done = probe(symbol, false);
+            set_order(Order::Forward);
+            if finds_races() {
+                let message = done.expect_err(symbol).to_string();
+                assert!(message.contains("race in ") && message.contains(symbol), "{message}");
+                // Which of the two comes second depends on the order.
+                if order == Order::Forward {
+                    assert!(message.contains(first) && message.contains(second), "{message}");
+                }
+            } else {
+                done.unwrap_or_else(|e| panic!("{symbol}: {e}"));
+            }
+        }
+    }
 }
