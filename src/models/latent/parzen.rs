@@ -8,6 +8,7 @@
 //! kernels to nothing on columns of few values and on rows that occur twice. r_i is held above a tenth of its median
 //! for the same reason.
 //!
+//! A row that was trained on is judged with its own kernel among the others, so the model is for new rows.
 //! The likelihood is exact. Beyond `rows` training rows, a random part of them is taken. Cost: 4 N D flops per row scored,
 //! 2 N² D and 13 likelihoods of [`JUDGES`] rows to fit.
 
