@@ -35,7 +35,7 @@ pub struct Templates {
 type Group = (usize, Vec<String>);
 
 impl Templates {
-    /// Mines `lines`. The `most` templates of the most lines come first, then the others, [`MOST`] in all; both in the order of
+    /// Mines `lines`. The `most` templates of the most lines come first, then the others, `MOST` in all; both in the order of
     /// their first lines.
     pub fn mine<'a>(lines: impl Iterator<Item = &'a str>, most: usize) -> Self {
         let mut mined = Self::default();
