@@ -19,12 +19,17 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// The kernel files; what lies in folders below is the emulator's own.
+fn kernels() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("kernels").unwrap_or_else(|e| panic!("kernels: {e}"));
+    let paths = entries.map(|entry| entry.expect("a readable folder").path());
+    paths.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect()
+}
+
 /// Kernel symbol to the stem of its file.
 fn symbols() -> BTreeMap<String, String> {
-    let mut sources = Vec::new();
-    files(Path::new("kernels"), "cu", &mut sources);
     let mut symbols = BTreeMap::new();
-    for path in sources {
+    for path in kernels() {
         let stem = path.file_stem().expect("a name").to_string_lossy().into_owned();
         for rest in read(&path).split("extern \"C\" __global__ void").skip(1) {
             let rest = rest.trim_start();
@@ -80,9 +85,7 @@ fn every_kernel_is_launched_by_one_file_and_every_launched_kernel_exists() {
 
 #[test]
 fn kernel_files_say_what_bounds_them() {
-    let mut sources = Vec::new();
-    files(Path::new("kernels"), "cu", &mut sources);
-    for path in sources {
+    for path in kernels() {
         let text = read(&path);
         let head: String = text.lines().take_while(|l| l.starts_with("//")).collect();
         let head = head.to_lowercase();
