@@ -98,8 +98,15 @@ fn agrees(dtype: DType, eps: f64) {
             bits(&got) == bits(&on(there, name, case, grads, dtype)),
             "{name}: two runs differ in {dtype:?}"
         );
+        // What no barrier orders is found in any order: a build that looks for it is slow, and tries fewer.
         #[cfg(feature = "emulate")]
-        for order in [Order::Backward, Order::Seed(7)] {
+        let orders: &[Order] = match (finds_races(), dtype) {
+            (false, _) => &[Order::Backward, Order::Seed(7)],
+            (true, DType::F32) => &[Order::Seed(7)],
+            (true, _) => &[],
+        };
+        #[cfg(feature = "emulate")]
+        for &order in orders {
             set_order(order);
             let other = on(there, name, case, grads, dtype);
             set_order(Order::Forward);
