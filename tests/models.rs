@@ -7,6 +7,7 @@ use surprisal::autograd::{backward, no_grad};
 use surprisal::data::Dataset;
 use surprisal::models::file::{self, Meta};
 use surprisal::models::{Batch, Kind, LogProb, MODELS, Model, ModelInfo, SampleOptions, config};
+use surprisal::ops::amp::mixed;
 use surprisal::random::Philox;
 use surprisal::testing::max_error;
 use surprisal::{DType, Tensor};
@@ -243,11 +244,11 @@ fn threads_change_no_bit() {
     let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("a pool of threads");
     let (one, three) = (pool(1), pool(3));
     for info in MODELS {
-        assert!(
-            one.install(|| bits(info)) == three.install(|| bits(info)),
-            "{}: threads change the result",
-            info.name
-        );
+        for products in [None, Some(DType::BF16)] {
+            let run = || mixed(products, || bits(info));
+            let what = format!("{}: threads change the result, products in {products:?}", info.name);
+            assert!(one.install(run) == three.install(run), "{what}");
+        }
     }
 }
 

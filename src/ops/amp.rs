@@ -37,6 +37,11 @@ pub fn mixed<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// What products are narrowed to on this thread, for work that goes on in others: a scope is its thread's own.
+pub(crate) fn present() -> Option<DType> {
+    NARROW.get()
+}
+
 /// Runs `f`, forward and backward passes alike, with the f32 products of devices rounded to TF32; the CPU's are not.
 pub fn tf32<R>(f: impl FnOnce() -> R) -> R {
     struct Restore(bool);

@@ -13,6 +13,7 @@ use crate::cpu::gemm::Act;
 use crate::cpu::par::{self, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Init, Initial, Param};
+use crate::ops::amp;
 use crate::ops::conv::{ConvSpec, conv2d};
 use crate::ops::matmul::{linear, matmul};
 use crate::random::Philox;
@@ -252,9 +253,10 @@ impl Weights {
             let per = x.len() / b;
             let (mut e, mut g) = (NewTensor::<T>::new([b]), NewTensor::<T>::new(x.shape()));
             let [to_e, to_g] = [e.as_mut(), g.as_mut()].map(|t| Shared(t.as_mut_ptr()));
+            let products = amp::present();
             par::each(true, b.div_ceil(IMAGES), &|i| {
                 let (at, n) = (i * IMAGES, IMAGES.min(b - i * IMAGES));
-                let (e, g) = of(&x.detach().narrow(0, at, n));
+                let (e, g) = amp::mixed(products, || of(&x.detach().narrow(0, at, n)));
                 // SAFETY: group i owns its rows of both.
                 let (to_e, to_g) = unsafe { (to_e.slice(at, n), to_g.slice(at * per, n * per)) };
                 to_e.copy_from_slice(e.as_slice::<T>());
