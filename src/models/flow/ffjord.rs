@@ -38,7 +38,7 @@ pub const INFO: ModelInfo = ModelInfo {
     summary: "continuous flow by a neural ODE with a trace estimated or exact (Grathwohl et al. 2019)",
     objective: "surprisal, nats",
     reproduce: "surprisal adbench FOLDER --models ffjord --seeds 1 --set train.steps=400: mean AUROC .814 \
-                over 20 tables, one seed (benches/results/tables.md)",
+                over 21 tables, one seed (benches/results/tables.md)",
     presets: &[("ffjord_table", TABLE), ("ffjord43", FFJORD43), ("ffjord_adaptive", ADAPTIVE)],
     tiny: &["shape=[2]", "hidden=[8, 8]", "stepping.count=12"],
     build: |config, rng| {
