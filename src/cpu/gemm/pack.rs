@@ -58,6 +58,7 @@ impl<E: Elem> Source<E::Acc> for Mat<'_, E> {
     fn fill(&self, r0: usize, rows: usize, c0: usize, cols: usize, out: &mut [E::Acc], ld: usize) {
         if let Some((data, stride)) = self.in_place()
             && cols * size_of::<E>() == 128
+            && rows > 0
         {
             return pair_of_vectors(&data[r0 * stride + c0..], stride, rows, out, ld);
         }

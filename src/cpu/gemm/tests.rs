@@ -134,8 +134,16 @@ fn agrees_with_the_naive_sum() {
 
 #[test]
 fn agrees_on_several_blocks_and_chunks() {
-    let sizes =
-        [(50, 40, 700), (205, 70, 401), (24, 18, 5001), (3, 1100, 20), (130, 96, 128), (0, 3, 4), (2, 3, 0)];
+    let sizes = [
+        (50, 40, 700),
+        (205, 70, 401),
+        (24, 18, 5001),
+        (3, 1100, 20),
+        (130, 96, 128),
+        (0, 3, 4),
+        (2, 3, 0),
+        (2, 130, 0),
+    ];
     for isa in isas() {
         for (m, n, k) in sizes {
             for (t, act) in [Act::None, Act::Sigmoid, Act::Tanh, Act::Silu].into_iter().enumerate() {
