@@ -95,7 +95,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(e.exit_code() as u8);
         }
     };
-    match run(&cli) {
+    let threads = cli.common.threads.map_or(0, |n| n.get());
+    match par::inside(threads, || run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("surprisal: {e}");
@@ -106,9 +107,6 @@ pub fn main() -> ExitCode {
 
 fn run(Cli { common, command }: &Cli) -> Result<()> {
     command.check_device(common.device)?;
-    if let Some(threads) = common.threads {
-        par::set_threads(threads.get());
-    }
     match command {
         Command::Demo(args) => demo::run(args, common),
         Command::Train(args) => train::run(args, common),

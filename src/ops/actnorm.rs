@@ -63,7 +63,7 @@ pub fn actnorm(x: &Tensor, loc: &Tensor, log_scale: &Tensor) -> (Tensor, Tensor)
     let total: f64 = log_scale.to_f64_vec().iter().sum();
     let logdet = Tensor::full(p as f64 * total, [b], x.dtype());
     let y = with_arithmetic!(x.dtype(), T => {
-        let (shift, scale) = (pattern::<T>(loc, |v| v), pattern::<T>(log_scale, |v| v.exp()));
+        let (shift, scale) = (pattern::<T>(loc, |v| v), pattern::<T>(log_scale, Float::exp));
         map::<T>(x, &shift, &scale, |x, shift, scale| (x + shift) * scale)
     });
     let scale = log_scale.detach();
@@ -97,7 +97,7 @@ pub fn inverse(y: &Tensor, loc: &Tensor, log_scale: &Tensor) -> Tensor {
         return cast::cast(&inverse(&wide, &loc, &log_scale), y.dtype());
     }
     with_arithmetic!(y.dtype(), T => {
-        let (shift, scale) = (pattern::<T>(loc, |v| v), pattern::<T>(log_scale, |v| (-v).exp()));
+        let (shift, scale) = (pattern::<T>(loc, |v| v), pattern::<T>(log_scale, |v| Float::exp(-v)));
         map::<T>(y, &shift, &scale, |y, shift, scale| y * scale - shift)
     })
 }
@@ -200,7 +200,7 @@ fn map<T: Float>(x: &Tensor, shift: &[T], scale: &[T], f: impl Fn(T, T, T) -> T 
 fn backward<T: Float>(back: &Back, log_scale: &Tensor, p: usize, c: usize) -> Vec<Option<Tensor>> {
     let (g, y) = (back.grad(0), back.output(0));
     let (gs, ys) = (g.as_slice::<T>(), y.as_slice::<T>());
-    let scale = pattern::<T>(log_scale, |v| v.exp());
+    let scale = pattern::<T>(log_scale, Float::exp);
     let (width, chunk) = (scale.len(), chunk(scale.len()));
     let mut dx = NewTensor::<T>::new(g.shape());
     // Per task: Σ g and Σ g y of every place in the pattern.

@@ -160,7 +160,7 @@ fn merge(x: Tensor, Dims { batch, time, heads, each }: Dims, parts: usize) -> Te
 /// y (B, T, D), and the level of every query (B, H, T).
 fn forward<T: Float>(qkv: &Tensor, dims: Dims) -> (Tensor, Vec<[T; 2]>) {
     let Dims { batch, time, heads, each } = dims;
-    let (from, zero) = (qkv.as_slice::<T>(), T::from_f64(0.0));
+    let (from, [zero, never]) = (qkv.as_slice::<T>(), [0.0, f64::NEG_INFINITY].map(T::from_f64));
     let mut out = NewTensor::<T>::new([batch, heads, time, each]);
     let mut levels = vec![[zero; 2]; batch * heads * time];
     par::chunks_mut2(out.as_mut(), time * each, &mut levels, time, |task, y, levels| {
@@ -173,9 +173,10 @@ fn forward<T: Float>(qkv: &Tensor, dims: Dims) -> (Tensor, Vec<[T; 2]>) {
                 #[inline(always)]
                 || {
                     for (r, row) in scores[..m * end].chunks_exact_mut(end).enumerate() {
-                        let (seen, unseen) = row.split_at_mut(start + r + 1);
+                        let (row, unseen) = row.split_at_mut(whole(start + r + 1, end));
+                        row[start + r + 1..].fill(never);
                         unseen.fill(zero);
-                        levels[start + r] = softmax_row(seen);
+                        levels[start + r] = softmax_row(row);
                     }
                 },
             );
@@ -190,6 +191,12 @@ fn scored<T: Float>(q: &[T], k: &[T], dims: Dims, (start, end): (usize, usize), 
     let epilogue = Epilogue { alpha: dims.scale(), ..Epilogue::default() };
     let (q, k) = (Mat::new(&q[start * dims.each..], dims.each), Mat::t(k, dims.each));
     gemm(end - start, end, dims.each, q, k, scores, end, &epilogue);
+}
+
+/// `seen` keys in whole vectors, of at most `end`: scores of −∞ in the last one have no probability.
+#[inline(always)]
+fn whole(seen: usize, end: usize) -> usize {
+    seen.next_multiple_of(LANES).min(end)
 }
 
 /// Turns a row of scores into probabilities; returns its level.
@@ -243,7 +250,8 @@ fn rebuilt_row<T: Float>(row: &mut [T], dp: &[T], [top, share]: [T; 2]) -> T {
 /// The gradient (B, T, 3 D) of qkv.
 fn backward<T: Float>(qkv: &Tensor, levels: &[[T; 2]], g: &Tensor, dims: Dims) -> Tensor {
     let Dims { batch, time, heads, each } = dims;
-    let (from, g, zero) = (qkv.as_slice::<T>(), g.as_slice::<T>(), T::from_f64(0.0));
+    let (from, g, [zero, never]) =
+        (qkv.as_slice::<T>(), g.as_slice::<T>(), [0.0, f64::NEG_INFINITY].map(T::from_f64));
     let mut out = NewTensor::<T>::zeroed([batch, heads, 3, time, each]);
     let scaled = Epilogue { alpha: dims.scale(), ..Epilogue::default() };
     let adding = Epilogue { accumulate: true, ..Epilogue::default() };
@@ -268,10 +276,12 @@ fn backward<T: Float>(qkv: &Tensor, levels: &[[T; 2]], g: &Tensor, dims: Dims) -
                     for r in 0..m {
                         let seen = start + r + 1;
                         let (p, ds) = (&mut p[r * end..][..end], &mut ds[r * end..][..end]);
-                        let delta = rebuilt_row(&mut p[..seen], &ds[..seen], levels[start + r]);
-                        ds[..seen].iter_mut().zip(&*p).for_each(|(ds, p)| *ds = *p * (*ds - delta));
-                        p[seen..].fill(zero);
+                        p[seen..].fill(never);
                         ds[seen..].fill(zero);
+                        let whole = whole(seen, end);
+                        let delta = rebuilt_row(&mut p[..whole], &ds[..whole], levels[start + r]);
+                        ds[..whole].iter_mut().zip(&*p).for_each(|(ds, p)| *ds = *p * (*ds - delta));
+                        p[whole..].fill(zero);
                     }
                 },
             );

@@ -16,7 +16,8 @@
 //! The inverse brackets x between the components and halves the interval to the last bit of an f64.
 //! 4 (4 + 3K) bytes and about 80 K flops per number forward, twice the bytes and 120 K flops backward.
 
-use super::softmax::{Level, log_softmax, logsumexp};
+use super::logistic_mixture::{LANES, lanes_logsumexp};
+use super::softmax::{log_softmax, logsumexp};
 use super::{Case, OpInfo, cast, normal, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::{par, simd};
@@ -135,69 +136,179 @@ fn launch(gpu: Gpu, x: &Tensor, params: &Tensor, mixture: Mixture) -> (Tensor, T
     (y, logdet)
 }
 
-/// Numbers per parallel chunk.
+/// Numbers per parallel chunk, whole vectors.
 fn grain(p: usize) -> usize {
-    par::GRAIN / 16 / p + 1
+    (par::GRAIN / 16 / p + 1).next_multiple_of(LANES)
 }
 
-/// The components of one number.
+/// One number in each lane, as a row of components is shorter than a vector.
+type Lanes<T> = [T; LANES];
+
+/// The components of the numbers in the lanes. Loops over lanes are short: long ones do not become vectors.
 struct Parts<T> {
-    log_weight: Vec<T>,
-    rate: Vec<T>,
-    z: Vec<T>,
+    k: usize,
+    x: Lanes<T>,
+    params: Vec<Lanes<T>>,
+    log_weight: Vec<Lanes<T>>,
+    rate: Vec<Lanes<T>>,
+    z: Vec<Lanes<T>>,
     /// ln of the terms of F, of 1 − F and of F'.
-    terms: [Vec<T>; 3],
+    terms: [Vec<Lanes<T>>; 3],
 }
 
 impl<T: Float> Parts<T> {
-    fn new(k: usize) -> Self {
-        let room = || vec![T::from_f64(0.0); k];
-        Self { log_weight: room(), rate: room(), z: room(), terms: [room(), room(), room()] }
+    fn new(mixture: Mixture) -> Self {
+        let k = mixture.components;
+        let rows = |n: usize| vec![[T::from_f64(0.0); LANES]; n];
+        let (x, params) = ([T::from_f64(0.0); LANES], rows(mixture.params()));
+        Self {
+            k,
+            x,
+            params,
+            log_weight: rows(k),
+            rate: rows(k),
+            z: rows(k),
+            terms: [rows(k), rows(k), rows(k)],
+        }
     }
 
-    /// Fills the components of x; returns the levels of the three sums and ℓ.
+    /// Takes the `n` numbers from `at` on into the first lanes; the others repeat the first.
     #[inline(always)]
-    fn fill(&mut self, x: T, row: &[T]) -> ([Level<T>; 3], T) {
-        let k = self.z.len();
-        let (logits, means, scales) = (&row[2..][..k], &row[2 + k..][..k], &row[2 + 2 * k..][..k]);
-        let prior = Level::of(logits);
-        let [below, above, density] = &mut self.terms;
-        for i in 0..k {
-            let s = scales[i].max(T::from_f64(LOWEST_LOG_SCALE));
-            let (weight, rate) = (prior.log_p(logits[i]), (-s).exp());
-            let z = (x - means[i]) * rate;
-            (self.log_weight[i], self.rate[i], self.z[i]) = (weight, rate, z);
-            let (low, high) = ((-z).softplus(), z.softplus());
-            (below[i], above[i], density[i]) = (weight - low, weight - high, weight - low - high - s);
+    fn load(&mut self, xs: &[T], ps: &[T], at: usize, n: usize) {
+        let width = self.params.len();
+        for lane in 0..LANES {
+            let from = at + if lane < n { lane } else { 0 };
+            self.x[lane] = xs[from];
+            for (to, v) in self.params.iter_mut().zip(&ps[from * width..][..width]) {
+                to[lane] = *v;
+            }
         }
-        let half = T::from_f64(0.5);
-        (self.terms.each_ref().map(|t| Level::of(t)), (row[0] * half).tanh() * T::from_f64(2.0))
+    }
+
+    /// Fills the components; returns the levels (largest term, ln of the sum over it) of the three sums and ℓ.
+    #[inline(always)]
+    fn fill(&mut self) -> ([[Lanes<T>; 2]; 3], Lanes<T>) {
+        let (k, lowest, half) = (self.k, T::from_f64(LOWEST_LOG_SCALE), T::from_f64(0.5));
+        let (logits, rest) = self.params[2..].split_at(k);
+        let (means, scales) = rest.split_at(k);
+        let prior = lanes_logsumexp(logits);
+        let [below, above, density] = &mut self.terms;
+        let (mut low, mut high) = ([half; LANES], [half; LANES]);
+        for i in 0..k {
+            for l in 0..LANES {
+                self.log_weight[i][l] = (logits[i][l] - prior[0][l]) - prior[1][l];
+            }
+            for l in 0..LANES {
+                self.rate[i][l] = (-scales[i][l].max(lowest)).exp();
+            }
+            for l in 0..LANES {
+                self.z[i][l] = (self.x[l] - means[i][l]) * self.rate[i][l];
+            }
+            // softplus(z) = softplus(−z) + z: one of them is calculated, the smaller.
+            for l in 0..LANES {
+                let (size, zero) = (self.z[i][l].abs(), T::from_f64(0.0));
+                let rest = (-size).softplus();
+                low[l] = rest + (-self.z[i][l]).max(zero);
+                high[l] = rest + self.z[i][l].max(zero);
+            }
+            for l in 0..LANES {
+                let weight = self.log_weight[i][l];
+                below[i][l] = weight - low[l];
+                above[i][l] = weight - high[l];
+                density[i][l] = weight - low[l] - high[l] - scales[i][l].max(lowest);
+            }
+        }
+        let mut log_scale = [half; LANES];
+        for l in 0..LANES {
+            log_scale[l] = (self.params[0][l] * half).tanh() * T::from_f64(2.0);
+        }
+        let [f, c, d] = &self.terms;
+        ([lanes_logsumexp(f), lanes_logsumexp(c), lanes_logsumexp(d)], log_scale)
+    }
+
+    /// The gradients of x; those of the params into `grads`.
+    #[inline(always)]
+    fn gradients(&mut self, gy: &Lanes<T>, gl: &Lanes<T>, grads: &mut [Lanes<T>]) -> Lanes<T> {
+        let ([zero, one, two], lowest) = ([0.0, 1.0, 2.0].map(T::from_f64), T::from_f64(LOWEST_LOG_SCALE));
+        let (levels, log_scale) = self.fill();
+        let logit = logits(&levels);
+        let mut stretch = *gy;
+        for l in 0..LANES {
+            stretch[l] = gy[l] * log_scale[l].exp();
+        }
+        let (head, rest) = grads.split_at_mut(2);
+        for l in 0..LANES {
+            let slope = one - log_scale[l] * log_scale[l] * T::from_f64(0.25);
+            head[0][l] = stretch[l].mul_add(logit[l], gl[l]) * slope;
+        }
+        head[1] = *gy;
+        let (dlogits, rest) = rest.split_at_mut(self.k);
+        let (dmeans, dscales) = rest.split_at_mut(self.k);
+        let scales = &self.params[2 + 2 * self.k..];
+        let (mut sum, mut up, mut down) = ([zero; LANES], [zero; LANES], [zero; LANES]);
+        for i in 0..self.k {
+            // The shares of the component, in the place of its terms.
+            for (terms, level) in self.terms.iter_mut().zip(&levels) {
+                for l in 0..LANES {
+                    terms[i][l] = ((terms[i][l] - level[0][l]) - level[1][l]).exp();
+                }
+            }
+            for l in 0..LANES {
+                up[l] = self.z[i][l].sigmoid();
+            }
+            for l in 0..LANES {
+                down[l] = (-self.z[i][l]).sigmoid();
+            }
+            for l in 0..LANES {
+                let [f, c, d] = &self.terms;
+                let (pf, pc, pd) =
+                    ((stretch[l] - gl[l]) * f[i][l], (-stretch[l] - gl[l]) * c[i][l], gl[l] * d[i][l]);
+                let dz = pf * down[l] - pc * up[l] + pd * (one - two * up[l]);
+                dlogits[i][l] = pf + pc + pd;
+                dscales[i][l] = if scales[i][l] <= lowest { zero } else { -self.z[i][l] * dz - pd };
+                dmeans[i][l] = -dz * self.rate[i][l];
+                sum[l] += -dmeans[i][l];
+            }
+            // f + c + d = −gl, with every share 1.
+            for l in 0..LANES {
+                dlogits[i][l] += self.log_weight[i][l].exp() * gl[l];
+            }
+        }
+        sum
     }
 }
 
-/// (ln F − ln(1 − F), ln dy/dx) of the levels.
+/// ln F − ln(1 − F) of the levels.
 #[inline(always)]
-fn joined<T: Float>([f, c, d]: [Level<T>; 3], log_scale: T) -> (T, T) {
-    let logit = (f.top - c.top) + (f.log_sum - c.log_sum);
-    (logit, ((d.top - f.top) - c.top) + ((d.log_sum - f.log_sum) - c.log_sum) + log_scale)
+fn logits<T: Float>([f, c, _]: &[[Lanes<T>; 2]; 3]) -> Lanes<T> {
+    std::array::from_fn(
+        #[inline(always)]
+        |l| (f[0][l] - c[0][l]) + (f[1][l] - c[1][l]),
+    )
 }
 
 /// y and ln dy/dx, both (B, ...).
 fn forward<T: Float>(x: &Tensor, params: &Tensor, mixture: Mixture) -> (Tensor, Tensor) {
-    let (xs, ps, p) = (x.as_slice::<T>(), params.as_slice::<T>(), mixture.params());
+    let (xs, ps, per) = (x.as_slice::<T>(), params.as_slice::<T>(), grain(mixture.params()));
     let (mut y, mut slope) = (NewTensor::<T>::new(x.shape()), NewTensor::<T>::new(x.shape()));
-    let per = grain(p);
     par::chunks_mut2(y.as_mut(), per, slope.as_mut(), per, |task, y, slope| {
-        let mut parts = Parts::new(mixture.components);
+        let mut parts = Parts::new(mixture);
         simd::vectorize_for::<T, _>(
             #[inline(always)]
             || {
-                for (i, (y, slope)) in y.iter_mut().zip(slope).enumerate() {
-                    let at = task * per + i;
-                    let row = &ps[at * p..][..p];
-                    let (levels, log_scale) = parts.fill(xs[at], row);
-                    let (logit, rise) = joined(levels, log_scale);
-                    (*y, *slope) = (logit.mul_add(log_scale.exp(), row[1]), rise);
+                for (block, (y, slope)) in y.chunks_mut(LANES).zip(slope.chunks_mut(LANES)).enumerate() {
+                    parts.load(xs, ps, task * per + block * LANES, y.len());
+                    let (levels, log_scale) = parts.fill();
+                    let (mut value, [f, c, d]) = (logits(&levels), &levels);
+                    let mut rise = log_scale;
+                    for l in 0..LANES {
+                        value[l] = value[l].mul_add(log_scale[l].exp(), parts.params[1][l]);
+                    }
+                    for l in 0..LANES {
+                        rise[l] += ((d[0][l] - f[0][l]) - c[0][l]) + ((d[1][l] - f[1][l]) - c[1][l]);
+                    }
+                    y.copy_from_slice(&value[..y.len()]);
+                    slope.copy_from_slice(&rise[..slope.len()]);
                 }
             },
         )
@@ -214,42 +325,29 @@ fn backward<T: Float>(
     mixture: Mixture,
 ) -> [Tensor; 2] {
     let (xs, ps) = (x.as_slice::<T>(), params.as_slice::<T>());
-    let (gys, gls, p, k) = (gy.as_slice::<T>(), gl.as_slice::<T>(), mixture.params(), mixture.components);
+    let (gys, gls, p) = (gy.as_slice::<T>(), gl.as_slice::<T>(), mixture.params());
     let each = xs.len() / gls.len().max(1);
     let (mut dx, mut dp) = (NewTensor::<T>::new(x.shape()), NewTensor::<T>::new(params.shape()));
     let per = grain(p);
-    let (zero, one, two) = (T::from_f64(0.0), T::from_f64(1.0), T::from_f64(2.0));
     par::chunks_mut2(dx.as_mut(), per, dp.as_mut(), per * p, |task, dx, dp| {
-        let mut parts = Parts::new(k);
+        let mut parts = Parts::new(mixture);
+        let mut grads = parts.params.clone();
         simd::vectorize_for::<T, _>(
             #[inline(always)]
             || {
-                for (i, (dx, dp)) in dx.iter_mut().zip(dp.chunks_exact_mut(p)).enumerate() {
-                    let at = task * per + i;
-                    let row = &ps[at * p..][..p];
-                    let (levels, log_scale) = parts.fill(xs[at], row);
-                    let (logit, _) = joined(levels, log_scale);
-                    let (gy, gl) = (gys[at], gls[at / each]);
-                    let stretch = gy * log_scale.exp();
-                    let [f, c, d] = [stretch - gl, -stretch - gl, gl];
-                    dp[0] = stretch.mul_add(logit, gl) * (one - log_scale * log_scale * T::from_f64(0.25));
-                    dp[1] = gy;
-                    let (dlogits, rest) = dp[2..].split_at_mut(k);
-                    let (dmeans, dscales) = rest.split_at_mut(k);
-                    let mut sum = zero;
-                    for i in 0..k {
-                        let z = parts.z[i];
-                        let share = |part: usize| levels[part].log_p(parts.terms[part][i]).exp();
-                        let (pf, pc, pd) = (f * share(0), c * share(1), d * share(2));
-                        let (up, down) = (z.sigmoid(), (-z).sigmoid());
-                        let dz = pf * down - pc * up + pd * (one - two * up);
-                        dlogits[i] = pf + pc + pd - parts.log_weight[i].exp() * (f + c + d);
-                        dmeans[i] = -dz * parts.rate[i];
-                        let held = row[2 + 2 * k + i] <= T::from_f64(LOWEST_LOG_SCALE);
-                        dscales[i] = if held { zero } else { -z * dz - pd };
-                        sum += dz * parts.rate[i];
+                for (block, (dx, dp)) in dx.chunks_mut(LANES).zip(dp.chunks_mut(LANES * p)).enumerate() {
+                    let at = task * per + block * LANES;
+                    parts.load(xs, ps, at, dx.len());
+                    let from: [usize; LANES] = std::array::from_fn(
+                        #[inline(always)]
+                        |l| at + if l < dx.len() { l } else { 0 },
+                    );
+                    let [gy, gl] = [from.map(|i| gys[i]), from.map(|i| gls[i / each])];
+                    let sums = parts.gradients(&gy, &gl, &mut grads);
+                    dx.copy_from_slice(&sums[..dx.len()]);
+                    for (lane, dp) in dp.chunks_exact_mut(p).enumerate() {
+                        dp.iter_mut().zip(&grads).for_each(|(to, g)| *to = g[lane]);
                     }
-                    *dx = sum;
                 }
             },
         )

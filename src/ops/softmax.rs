@@ -183,7 +183,7 @@ pub fn logsumexp(x: &Tensor) -> Tensor {
         let [y] = record(Recipe::fused("logsumexp"), &[x], [y], move |b| {
             let g = b.grad(0);
             let g = g.as_slice::<T>();
-            vec![Some(map_rows::<T>(&saved, k, &levels, #[inline(always)] |r, z| g[r] * z.exp()))]
+            vec![Some(map_rows::<T>(&saved, k, &levels, #[inline(always)] |r, z| g[r] * Float::exp(z)))]
         });
         y
     })

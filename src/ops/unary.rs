@@ -194,7 +194,7 @@ pub fn gelu(x: &Tensor) -> Tensor {
         }
         let g = super::binary::widened(&g, &saved, |g, x| {
             with_arithmetic!(g.dtype(), T => super::binary::zip::<T>("gelu", g, x, |g, x| {
-                let density = (x * x * T::from_f64(-0.5)).exp() * T::from_f64(0.398_942_280_401_432_7);
+                let density = Float::exp(x * x * T::from_f64(-0.5)) * T::from_f64(0.398_942_280_401_432_7);
                 g * (cdf(x) + x * density)
             }))
         });

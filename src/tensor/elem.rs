@@ -246,7 +246,8 @@ macro_rules! with_float {
 }
 pub(crate) use with_float;
 
-/// As [`with_float`], but only for the two arithmetic types: ops widen the half types first.
+/// As [`with_float`], but only for the two arithmetic types: ops widen the half types first. Inside `$T` is f32 or f64
+/// itself, so `x.exp()` is the standard library's scalar function; `Float::exp(x)` is ours, which becomes vectors.
 macro_rules! with_arithmetic {
     ($dtype:expr, $T:ident => $body:expr) => {{
         use $crate::tensor::DType;
