@@ -160,27 +160,6 @@ pub(crate) fn scattered<T: Copy + Default + Send>(
     out
 }
 
-/// As [`chunks_mut`] over three outputs of equal length.
-///
-/// # Panics
-/// When the lengths differ.
-#[track_caller]
-pub fn chunks_mut3<T: Send>(
-    (a, b, c): (&mut [T], &mut [T], &mut [T]),
-    chunk: usize,
-    f: impl Fn(usize, &mut [T], &mut [T], &mut [T]) + Sync + Send,
-) {
-    let (chunk, len) = (chunk.max(1), a.len());
-    assert!(b.len() == len && c.len() == len, "chunks_mut3: {len}, {} and {} elements", b.len(), c.len());
-    let (a, b, c) = (Shared(a.as_mut_ptr()), Shared(b.as_mut_ptr()), Shared(c.as_mut_ptr()));
-    each(true, len.div_ceil(chunk), &|i| {
-        let (at, n) = (i * chunk, chunk.min(len - i * chunk));
-        // SAFETY: part i lies inside all three, which are borrowed mutably, and belongs to this call alone.
-        let (a, b, c) = unsafe { (a.slice(at, n), b.slice(at, n), c.slice(at, n)) };
-        f(i, a, b, c);
-    });
-}
-
 /// `f(0..n)`, for tasks that are whole pieces of work (training a model): as many at a time as there are threads, each
 /// with its share of them and all that it calls within. The last ones, fewer than the threads, share all of them.
 ///

@@ -152,6 +152,8 @@ struct Run<'a> {
     model: &'a dyn Model,
     device: Device,
     replay: Replay,
+    /// An epoch and its order of the examples.
+    order: Option<(u64, Vec<usize>)>,
     /// The batch of a coming step.
     ahead: Option<(u64, Batch, Philox)>,
     train: &'a Dataset,
@@ -199,6 +201,7 @@ pub fn fit(
         model,
         device,
         replay: Replay::new(),
+        order: None,
         ahead: None,
         train,
         validation,
@@ -257,10 +260,12 @@ impl Run<'_> {
     }
 
     /// The batch of step `step` (from 0) and the generator for what else is random in that step.
-    fn batch(&self, step: u64) -> Result<(Batch, Philox)> {
+    fn batch(&mut self, step: u64) -> Result<(Batch, Philox)> {
         let seed = Philox::new(self.options.seed);
         let (epoch, place) = (step / self.plan.per_epoch, (step % self.plan.per_epoch) as usize);
-        let order = seed.fork(ORDER).at_step(epoch).permutation(self.train.len());
+        let shuffled = || (epoch, seed.fork(ORDER).at_step(epoch).permutation(self.train.len()));
+        let known = self.order.take().filter(|(of, _)| *of == epoch);
+        let (_, order) = self.order.insert(known.unwrap_or_else(shuffled));
         let rows = self.train.select(&order[place * self.plan.batch..][..self.plan.batch]);
         let mut rng = seed.fork(STEP).at_step(step);
         let x = match self.options.mutation {
@@ -344,7 +349,7 @@ impl Run<'_> {
     }
 
     /// What a failure of the device costs: says where the run can be continued, and, if memory ran out, with which batch.
-    fn lost(&self, error: Error) -> Error {
+    fn lost(&mut self, error: Error) -> Error {
         if error.kind() != ErrorKind::Device {
             return error;
         }
@@ -359,7 +364,7 @@ impl Run<'_> {
     }
 
     /// The largest half, quarter, ... of the batch whose gradients fit in the device's memory, by trying.
-    fn fitting(&self) -> Option<usize> {
+    fn fitting(&mut self) -> Option<usize> {
         let (batch, rng) = self.batch(self.progress.step).ok()?;
         let halves = std::iter::successors(Some(self.plan.batch / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
         halves.into_iter().find(|&n| {

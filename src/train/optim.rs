@@ -8,8 +8,7 @@
 //! ```
 
 use super::FitOptions;
-use crate::cpu::par;
-use crate::cpu::simd::vectorize;
+use crate::cpu::optim::{self, Rates};
 use crate::cuda::{self, Gpu, Grid, Kernel, Optional, Output, Table};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Param, ParamStore};
@@ -32,42 +31,6 @@ struct Slot {
     ema: Option<Tensor>,
 }
 
-/// The numbers of one step.
-#[derive(Clone, Copy)]
-struct Rates {
-    beta1: f64,
-    beta2: f64,
-    /// lr / (1 − β₁ᵗ).
-    lr: f64,
-    /// 1 / √(1 − β₂ᵗ).
-    v_scale: f64,
-    eps: f64,
-    /// 1 − lr · decay.
-    keep: f64,
-    l2: f64,
-    /// Factor on the gradient.
-    clip: f64,
-    /// How far the moving average goes towards the weights.
-    part: f64,
-}
-
-/// Runs the body with `$T` bound to f32 or f64, the dtypes of parameters.
-macro_rules! with_param {
-    ($dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            DType::F64 => {
-                type $T = f64;
-                $body
-            }
-            other => panic!("Optimiser: parameters are f32 or f64, got {other:?}"),
-        }
-    };
-}
-
 impl Optimiser {
     /// Moments at zero; the moving average, if asked for, starts at the present weights.
     ///
@@ -76,6 +39,8 @@ impl Optimiser {
     pub fn new(params: &ParamStore, ema: bool) -> Self {
         let slot = |(name, param): (&str, &Param)| {
             let value = param.get().detach();
+            let known = matches!(value.dtype(), DType::F32 | DType::F64);
+            assert!(known, "Optimiser: parameters are f32 or f64, {name} is {:?}", value.dtype());
             let zeros = value.zeros_like();
             let ema = ema.then_some(value);
             Slot { name: name.to_string(), param: param.clone(), m: zeros.clone(), v: zeros, ema }
@@ -125,27 +90,37 @@ impl Optimiser {
         let rates = self.advance(lr, clip, options);
         if let Some(first) = grads.iter().find(|g| g.gpu().is_some()) {
             // A norm above the largest one by as much as the gradients are to be scaled down.
-            let numbers = rates.device(1.0).beside(first);
+            let numbers = on_device(&rates, 1.0).beside(first);
             let gate = Tensor::from_slice(&[0.0, clip.recip().powi(2) as f32], [2]).beside(first);
             return self.step_on_device(grads, &numbers, &gate);
         }
         self.fits(grads);
-        for (slot, g) in self.slots.iter_mut().zip(grads) {
-            let Slot { param, m, v, ema: average, .. } = slot;
-            with_param!(g.dtype(), T => {
-                let (m, v) = (m.make_mut::<T>(), v.make_mut::<T>());
-                param.update(|w| adam(w.make_mut::<T>(), g.as_slice::<T>(), m, v, &rates));
-                if let Some(average) = average {
-                    towards(average.make_mut::<T>(), param.get().as_slice::<T>(), rates.part);
-                }
-            });
-        }
+        self.step_those_of::<f32>(grads, &rates);
+        self.step_those_of::<f64>(grads, &rates);
+    }
+
+    /// One update of the parameters of dtype `T`. The weights are out of their places meanwhile.
+    fn step_those_of<T: Float>(&mut self, grads: &[Tensor], rates: &Rates) {
+        let mine = |g: &&Tensor| g.dtype() == T::DTYPE;
+        let grads = grads.iter().filter(mine);
+        let mut slots: Vec<&mut Slot> = self.slots.iter_mut().filter(|s| mine(&&s.m)).collect();
+        let out = |s: &&mut Slot| s.param.update(|w| std::mem::replace(w, Tensor::zeros([0], T::DTYPE)));
+        let mut weights: Vec<Tensor> = slots.iter().map(out).collect();
+        let tensors = slots.iter_mut().zip(&mut weights).zip(grads).map(|((slot, weight), g)| optim::Slot {
+            weight: weight.make_mut::<T>(),
+            grad: g.as_slice::<T>(),
+            m: slot.m.make_mut::<T>(),
+            v: slot.v.make_mut::<T>(),
+            average: slot.ema.as_mut().map(|e| e.make_mut::<T>()),
+        });
+        rates.step(tensors.collect());
+        slots.iter().zip(weights).for_each(|(slot, weight)| slot.param.update(|w| *w = weight));
     }
 
     /// The numbers of the next step for [`Self::step_on_device`], on the host; the step counts as taken.
     pub(crate) fn next_rates(&mut self, lr: f64, options: &FitOptions) -> Tensor {
         let most = options.clip.unwrap_or(f64::INFINITY);
-        crate::cuda::on_host(|| self.advance(lr, 1.0, options).device(most))
+        crate::cuda::on_host(|| on_device(&self.advance(lr, 1.0, options), most))
     }
 
     /// The step of the last [`Self::next_rates`] was not taken.
@@ -293,8 +268,12 @@ pub fn norm(grads: &[Tensor]) -> f64 {
     if let Some(gpu) = grads.iter().find_map(|g| g.gpu()) {
         return device_gate(gpu, None, grads).to_f64_vec()[1].sqrt();
     }
-    let squares = |g: &Tensor| with_param!(g.dtype(), T => sum_of_squares(g.as_slice::<T>()));
-    grads.iter().map(squares).sum::<f64>().sqrt()
+    (squares::<f32>(grads) + squares::<f64>(grads)).sqrt()
+}
+
+fn squares<T: Float>(grads: &[Tensor]) -> f64 {
+    let mine: Vec<&[T]> = grads.iter().filter(|g| g.dtype() == T::DTYPE).map(|g| g.as_slice::<T>()).collect();
+    optim::sum_of_squares(&mine)
 }
 
 /// (2,) the loss and Σ g² on a device: a step with numbers that are not finite is not taken.
@@ -318,63 +297,8 @@ fn device_gate(gpu: Gpu, loss: Option<&Tensor>, grads: &[Tensor]) -> Tensor {
     gate.finish()
 }
 
-fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
-    let mut sums = vec![0.0; x.len().div_ceil(par::GRAIN)];
-    par::chunks_mut(&mut sums, 1, |i, sum| {
-        let chunk = &x[i * par::GRAIN..x.len().min((i + 1) * par::GRAIN)];
-        sum[0] = vectorize(
-            #[inline(always)]
-            || {
-                let mut lanes = [0.0; 16];
-                for block in chunk.chunks(16) {
-                    for (lane, x) in lanes.iter_mut().zip(block) {
-                        *lane += x.to_f64() * x.to_f64();
-                    }
-                }
-                lanes.iter().sum()
-            },
-        );
-    });
-    sums.iter().sum()
-}
-
-impl Rates {
-    /// As `Rates` in `kernels/adam.cu`, with the largest norm `most` of the gradient.
-    fn device(&self, most: f64) -> Tensor {
-        let Self { beta1, beta2, lr, v_scale, eps, keep, l2, part, .. } = *self;
-        Tensor::from_slice(&[beta1, beta2, lr, v_scale, eps, keep, l2, most, part].map(|x| x as f32), [9])
-    }
-}
-
-fn adam<T: Float>(w: &mut [T], g: &[T], m: &mut [T], v: &mut [T], rates: &Rates) {
-    let f = <T as crate::tensor::Plain>::from_f64;
-    let (b1, c1, b2, c2) = (f(rates.beta1), f(1.0 - rates.beta1), f(rates.beta2), f(1.0 - rates.beta2));
-    let (lr, v_scale, eps, keep) = (f(rates.lr), f(rates.v_scale), f(rates.eps), f(rates.keep));
-    let (l2, clip) = (f(rates.l2), f(rates.clip));
-    par::chunks_mut3((w, m, v), par::GRAIN, |i, w, m, v| {
-        let g = &g[i * par::GRAIN..][..w.len()];
-        vectorize(
-            #[inline(always)]
-            || {
-                for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-                    let g = clip * g + l2 * *w;
-                    *m = b1 * *m + c1 * g;
-                    *v = b2 * *v + c2 * g * g;
-                    *w = keep * *w - lr * *m / (v.sqrt() * v_scale + eps);
-                }
-            },
-        );
-    });
-}
-
-/// average += part · (w − average).
-fn towards<T: Float>(average: &mut [T], w: &[T], part: f64) {
-    let part = <T as crate::tensor::Plain>::from_f64(part);
-    par::chunks_mut(average, par::GRAIN, |i, average| {
-        let w = &w[i * par::GRAIN..][..average.len()];
-        vectorize(
-            #[inline(always)]
-            || average.iter_mut().zip(w).for_each(|(a, &w)| *a += part * (w - *a)),
-        );
-    });
+/// As `Rates` in `kernels/adam.cu`, with the largest norm `most` of the gradient.
+fn on_device(rates: &Rates, most: f64) -> Tensor {
+    let Rates { beta1, beta2, lr, v_scale, eps, keep, l2, part, .. } = *rates;
+    Tensor::from_slice(&[beta1, beta2, lr, v_scale, eps, keep, l2, most, part].map(|x| x as f32), [9])
 }
