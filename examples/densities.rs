@@ -16,6 +16,8 @@ use surprisal::random::Philox;
 use surprisal::train::{Evaluate, fit, log_probs};
 use surprisal::{Error, ErrorKind, Result, Tensor};
 
+/// Training points.
+const TRAIN: usize = 20_000;
 /// Pixels of a picture's side, and how far it reaches from the origin.
 const SIDE: usize = 160;
 const EDGE: f64 = 5.0;
@@ -58,7 +60,7 @@ fn first_recipe(info: &ModelInfo) -> Result<Option<Recipe>> {
 /// The recipe for two columns, if the model takes two numbers.
 fn plane_recipe(name: &str, set: &[String]) -> Result<Option<Recipe>> {
     let mut recipe = config::find(MODELS, name)?;
-    recipe.adapt(&PLANES[0].sample(1, &mut Philox::new(0)));
+    recipe.adapt(&PLANES[0].sample(TRAIN, &mut Philox::new(0)));
     recipe.set(set)?;
     let Ok(model) = recipe.build() else { return Ok(None) };
     let input = model.input();
@@ -71,7 +73,7 @@ fn row(recipe: &Recipe, out: &Path) -> Result<()> {
     let mut parameters = 0;
     for (i, plane) in PLANES.iter().enumerate() {
         let points = |n, part| plane.sample(n, &mut Philox::new(i as u64).fork(part));
-        let (train, validation, test) = (points(20_000, 0), points(2_000, 1), points(10_000, 2));
+        let (train, validation, test) = (points(TRAIN, 0), points(2_000, 1), points(10_000, 2));
         let model = recipe.build()?;
         parameters = model.params().count();
         let place = |e: Error| e.at(format!("{} on {}", recipe.preset, plane.name));
