@@ -2,6 +2,9 @@
 #pragma once
 #include "elem.cuh"
 
+// What lies side by side in memory: elements of a row of A (a column of B) along k, or those of one k along the rows.
+enum Neighbours { ALONG_K, ALONG_ROWS };
+
 // Four 8 x 8 matrices of two-byte elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8
 // and receives of each matrix row l / 4, columns l % 4 * 2 and the next; `ldmatrix_transposed` columns for rows.
 #ifdef __CUDACC__

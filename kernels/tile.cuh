@@ -12,8 +12,6 @@
 #include "mma.cuh"
 #include "vec.cuh"
 
-enum Neighbours { ALONG_K, ALONG_ROWS };
-
 template <class A, class B>
 struct is_same {
     static constexpr bool value = false;

@@ -381,6 +381,18 @@ fn mixed_devices_and_wrong_indices_are_named() {
     assert_eq!(y.to_f64_vec(), [1.0; 3]);
 }
 
+/// What a copy brings is there behind a wait; before it NaN, which a build that looks for races does not let anybody read.
+#[test]
+#[cfg(feature = "emulate")]
+fn copies_are_there_when_they_were_waited_for() {
+    assert_eq!(probe("probe_copy", true).expect("a right copy"), [1.0; 128]);
+    match probe("probe_copy", false) {
+        // Threads that had waited before others read did no harm.
+        Ok(values) => assert!(!finds_races() && values[0].is_nan(), "{values:?}"),
+        Err(e) => assert!(finds_races() && e.to_string().contains("race in shared memory"), "{e}"),
+    }
+}
+
 /// Each probe of the emulator goes through when it is right; when it lacks a barrier, a build that looks for races names both
 /// lines of `kernels/emulator/probe.cu`.
 #[test]

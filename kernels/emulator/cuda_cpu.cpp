@@ -97,6 +97,14 @@ static void** call_args;
 static std::string error;
 static std::mutex lock;
 static uint32_t warp_wait[32], warp_done[32];
+struct Copy {
+    void* to;
+    unsigned char data[16];
+    const void* pc;
+    unsigned group;
+};
+static std::vector<Copy> copies[MAXT];
+static unsigned groups[MAXT];
 
 void* dyn_shared() { return dyn_ptr; }
 // Memory that threads of a device could share: not their stacks, nor what stands for their registers.
@@ -132,6 +140,7 @@ static void __attribute__((noreturn)) entry() {
     __sanitizer_finish_switch_fiber(nullptr, &sched_bottom, &sched_size);
 #endif
     call(call_args);
+    if (!copies[g.cur->lin].empty()) fail("a thread exits before the copies that it asked for are there");
     g.cur->state = Done;
     --alive;
     warp_done[g.cur->lin / 32] |= 1u << (g.cur->lin & 31);
@@ -146,6 +155,24 @@ void fail(const std::string& why) {
     if (error.empty()) error = why + b;
     to_sched(true);
     abort();
+}
+void copy_later(void* to, const unsigned char* data, const void* pc) {
+    Copy copy = {to, {}, pc, groups[g.cur->lin]};
+    memcpy(copy.data, data, sizeof copy.data);
+    copies[g.cur->lin].push_back(copy);
+}
+void copies_commit() { ++groups[g.cur->lin]; }
+void copies_wait(unsigned pending) {
+    const unsigned committed = groups[g.cur->lin];
+    auto& mine = copies[g.cur->lin];
+    mine.erase(std::remove_if(mine.begin(), mine.end(),
+                              [&](const Copy& copy) {
+                                  if (copy.group + pending >= committed) return false;
+                                  races_write(copy.to, sizeof copy.data, copy.pc);
+                                  memcpy(copy.to, copy.data, sizeof copy.data);
+                                  return true;
+                              }),
+               mine.end());
 }
 int block_barrier(int pred, int mode, const char* where) {
     if (at_barrier == 0) {
@@ -248,6 +275,8 @@ static bool block(uint64_t order) {
     if (dyn_ptr) memset(dyn_ptr, 0xA5, dyn.size() - 128);  // shared memory starts undefined
     static unsigned perm[MAXT];
     for (unsigned i = 0; i < nthreads; ++i) {
+        copies[i].clear();
+        groups[i] = 0;
         setup(i);
         perm[i] = order == 1 ? nthreads - 1 - i : i;
     }

@@ -80,6 +80,10 @@ int block_barrier(int pred, int mode, const char* where);  // mode 0 plain, 1 co
 using Combine = void (*)(Fiber** lanes, uint32_t mask);    // lanes[0..32), null outside the warp
 void warp_collective(uint32_t mask, int op, Combine f, const char* where);
 [[noreturn]] void fail(const std::string& why);
+// Copies of 16 bytes to shared memory, in groups: written when the thread waits for all its groups but the last `pending`.
+void copy_later(void* to, const unsigned char* data, const void* pc);
+void copies_commit();
+void copies_wait(unsigned pending);
 using Call = void (*)(void** args);
 struct Kernel {
     const char* name;

@@ -1,5 +1,5 @@
 // Kernels that do one thing right or wrong, for the tests of the emulator itself (tests/kernels.rs). `right` is 1 or 0.
-#include "elem.cuh"
+#include "cp_async.cuh"
 
 // A neighbour's value out of shared memory.
 extern "C" __global__ void probe_shared(float* y, int right) {
@@ -40,4 +40,16 @@ extern "C" __global__ void probe_blocks(float* y, int right) {
 extern "C" __global__ void probe_sum(float* y, int right) {
     if (right) atomicAdd(y, 1.f);
     else y[0] += 1.f;
+}
+
+// A copy that is waited for before or behind the barrier.
+extern "C" __global__ void probe_copy(float* y, int right) {
+    DYN_SHARED(float, s);
+    const int at = (int)(blockIdx.x * 64 + threadIdx.x);
+    if (threadIdx.x < 16) copy_async(s + threadIdx.x * 4, y + at / 64 * 64 + threadIdx.x * 4, true);
+    copies_commit();
+    if (right) copies_wait<0>();
+    __syncthreads();
+    y[at] = s[63 - threadIdx.x] + 1.f;
+    copies_wait<0>();
 }

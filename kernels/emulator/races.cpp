@@ -169,6 +169,10 @@ void races_atomic(const void* at, size_t bytes) {
 void races_read(const void* at, size_t bytes, const void* pc) {
     access((uintptr_t)at, bytes, false, false, (uintptr_t)pc - 1);
 }
+
+void races_write(const void* at, size_t bytes, const void* pc) {
+    access((uintptr_t)at, bytes, true, false, (uintptr_t)pc - 1);
+}
 }  // namespace cuda_cpu
 
 // What the compiler calls.

@@ -28,13 +28,15 @@ void races_block();
 void races_sync(Clock** lanes, uint32_t mask);
 // A read-modify-write of the device.
 void races_atomic(const void* at, size_t bytes);
-// Reads that a warp collective makes for its lane, at this place in the code.
+// Reads that a warp collective makes for its lane, and what copies of a thread read and write, at this place in the code.
 void races_read(const void* at, size_t bytes, const void* pc);
+void races_write(const void* at, size_t bytes, const void* pc);
 #else
 inline void races_launch(const void*, size_t) {}
 inline void races_block() {}
 inline void races_sync(Clock**, uint32_t) {}
 inline void races_atomic(const void*, size_t) {}
 inline void races_read(const void*, size_t, const void*) {}
+inline void races_write(const void*, size_t, const void*) {}
 #endif
 }  // namespace cuda_cpu

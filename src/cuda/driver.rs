@@ -45,6 +45,7 @@ struct Driver {
     modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
     recent: Recent,
     synchronous: bool,
+    multiprocessors: usize,
 }
 
 // SAFETY: contexts, streams, modules and functions are handles that the driver lets any thread use; each call makes
@@ -83,6 +84,9 @@ pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
     })?;
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(told)?;
+    let count = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    // SAFETY: the device exists.
+    let multiprocessors = unsafe { result::device::get_attribute(device, count) }.map_err(told)?;
     let stream = || result::stream::create(result::stream::StreamKind::NonBlocking).map_err(told);
     Ok(Box::new(Driver {
         context,
@@ -96,6 +100,7 @@ pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
         modules: Mutex::default(),
         recent: Recent::default(),
         synchronous: std::env::var_os("SURPRISAL_CUDA_SYNC").is_some_and(|v| v != "0"),
+        multiprocessors: multiprocessors as usize,
     }))
 }
 
@@ -262,6 +267,10 @@ impl Queue for Driver {
         self.recent.add(kernel.symbol);
         let waits = self.synchronous && !self.recording.load(Ordering::Relaxed);
         if waits { self.wait() } else { Ok(()) }
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     fn begin(&self) -> Result<(), String> {

@@ -268,6 +268,11 @@ impl Queue for Emulator {
         Ok(())
     }
 
+    /// One, so that small products are large enough for the kernels of large ones.
+    fn multiprocessors(&self) -> usize {
+        1
+    }
+
     fn end(&self) -> Result<Box<dyn Graph>, String> {
         Ok(Box::new(Tape(TAPE.take().unwrap_or_default())))
     }

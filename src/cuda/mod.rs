@@ -27,11 +27,13 @@ mod pool;
 mod replay;
 #[cfg(feature = "cuda")]
 mod staging;
+mod wide;
 
 pub(crate) use handle::{Gpu, Held};
 pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Table, Wanted, Words};
 pub(crate) use replay::parameter_moved;
 pub use replay::{Replay, Work, kernels_of, replays, without_replay};
+pub(crate) use wide::{GATHER_128X128, TILE_64X64, TILE_128X128, TILE_128X256, Wide};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DType, Shape, Tensor};
@@ -165,6 +167,8 @@ trait Queue: Send + Sync {
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[&dyn Arg]) -> std::result::Result<(), String>;
     /// From here on launches are recorded, not queued.
     fn begin(&self) -> std::result::Result<(), String>;
+    /// How many blocks run side by side, at least.
+    fn multiprocessors(&self) -> usize;
     /// What was recorded.
     fn end(&self) -> std::result::Result<Box<dyn Graph>, String>;
 }
@@ -285,6 +289,11 @@ impl Gpu {
 
     pub(crate) fn device(self) -> Device {
         self.context().device
+    }
+
+    /// Its multiprocessors.
+    pub(crate) fn multiprocessors(self) -> usize {
+        self.context().backend.multiprocessors()
     }
 
     fn check<T>(self, done: std::result::Result<T, String>) -> T {

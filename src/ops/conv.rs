@@ -6,13 +6,15 @@
 //! The three products (forward, input gradient, weight gradient) are bilinear, each the gradient of the
 //! others, so the primitive differentiates to any order. [`conv2d`] fuses bias, residual and activation.
 
+mod device;
+
 use super::matmul::{act_backward, activation, silu};
-use super::{Case, OpInfo, amp, binary, cast::cast, normal, reduce};
+use super::{Case, OpInfo, amp, binary, normal, reduce};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::conv::{self, Conv};
 use crate::cpu::gemm::{Act, Epilogue};
-use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Struct};
-use crate::tensor::{DType, NewTensor, Shape, Tensor, with_float};
+use crate::cuda;
+use crate::tensor::{NewTensor, Shape, Tensor, with_float};
 use std::sync::Arc;
 
 /// The registry's line.
@@ -79,47 +81,6 @@ fn in_shape(g: &Conv) -> Shape {
     [g.batch, g.size.0, g.size.1, g.cin].into()
 }
 
-const FORWARD: Kernels = Kernels::new("conv", ["conv_f32", "conv_bf16", "conv_f16"]).or_tf32("conv_tf32");
-const INPUT_GRAD: Kernels =
-    Kernels::new("conv", ["conv_input_grad_f32", "conv_input_grad_bf16", "conv_input_grad_f16"])
-        .or_tf32("conv_input_grad_tf32");
-const WEIGHT_GRAD: Kernels =
-    Kernels::new("conv", ["conv_weight_grad_f32", "conv_weight_grad_bf16", "conv_weight_grad_f16"])
-        .or_tf32("conv_weight_grad_tf32");
-
-/// As `Geometry` in `kernels/conv.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-struct DeviceGeometry {
-    batch: i32,
-    h: i32,
-    w: i32,
-    cin: i32,
-    oh: i32,
-    ow: i32,
-    cout: i32,
-    stride: i32,
-    taps: i32,
-    act: i32,
-    dy: [i8; 64],
-    dx: [i8; 64],
-}
-
-impl DeviceGeometry {
-    #[track_caller]
-    fn new(g: &Conv, act: Act) -> Self {
-        assert!(g.taps.len() <= 64, "convolutions on devices have at most 64 taps, got {}", g.taps.len());
-        let int = |n: usize| i32::try_from(n).expect("a size below 2^31");
-        let (mut dy, mut dx) = ([0; 64], [0; 64]);
-        for (i, &(y, x)) in g.taps.iter().enumerate() {
-            (dy[i], dx[i]) = (y as i8, x as i8);
-        }
-        let [batch, h, w, cin, oh, ow, cout, stride, taps] =
-            [g.batch, g.size.0, g.size.1, g.cin, g.out.0, g.out.1, g.cout, g.stride, g.taps.len()].map(int);
-        Self { batch, h, w, cin, oh, ow, cout, stride, taps, act: act as i32, dy, dx }
-    }
-}
-
 /// act(x ∗ w + bias + residual), unrecorded.
 #[track_caller]
 fn forward(
@@ -133,12 +94,7 @@ fn forward(
     let extras = [bias, residual];
     let inputs: Vec<&Tensor> = [x, w].into_iter().chain(extras.into_iter().flatten()).collect();
     if let Some(gpu) = cuda::on("conv", &inputs) {
-        let y = gpu.empty(out_shape(g), x.dtype());
-        let grid = Grid::tiles(g.batch * g.out.0 * g.out.1, g.cout, 1);
-        let [bias, residual] = extras.map(|t| Optional(t, x.dtype()));
-        let geometry = Struct(DeviceGeometry::new(g, act));
-        gpu.launch(amp::kernel(&FORWARD, x.dtype()), grid, &[&y, x, w, &bias, &residual, &geometry]);
-        return y.finish();
+        return device::forward(gpu, g, x, w, extras, act);
     }
     with_float!(x.dtype(), T => {
         let mut out = NewTensor::<T>::new(out_shape(g));
@@ -158,11 +114,7 @@ fn forward(
 #[track_caller]
 fn gated_input_grad(g: &Conv, dy: &Tensor, w: &Tensor, gate: Option<&Tensor>) -> Tensor {
     if let Some(gpu) = cuda::on("conv input gradient", &[dy, w]) {
-        let dx = gpu.empty(in_shape(g), dy.dtype());
-        let grid = Grid::tiles(g.batch * g.size.0 * g.size.1, g.cin, 1);
-        let (gate, geometry) = (Optional(gate, dy.dtype()), Struct(DeviceGeometry::new(g, Act::None)));
-        gpu.launch(amp::kernel(&INPUT_GRAD, dy.dtype()), grid, &[&dx, dy, w, &gate, &geometry]);
-        return dx.finish();
+        return device::input_grad(gpu, g, dy, w, gate);
     }
     with_float!(dy.dtype(), T => {
         let mut out = NewTensor::<T>::new(in_shape(g));
@@ -171,19 +123,6 @@ fn gated_input_grad(g: &Conv, dy: &Tensor, w: &Tensor, gate: Option<&Tensor>) ->
         conv::input_grad(g, dy.as_slice::<T>(), w.as_slice::<T>(), out.as_mut(), &epilogue);
         out.finish()
     })
-}
-
-/// The gradient to w on a device: parts of the pixels in f32, then their sum.
-#[track_caller]
-fn launch_weight_grad(gpu: Gpu, g: &Conv, x: &Tensor, dy: &Tensor, like: Shape) -> Tensor {
-    let (pixels, rows) = (g.batch * g.out.0 * g.out.1, g.taps.len() * g.cin);
-    let length = pixels.div_ceil(64).next_multiple_of(32).max(512);
-    let parts = pixels.div_ceil(length);
-    let dw = gpu.empty([parts, rows * g.cout], DType::F32);
-    let geometry = Struct(DeviceGeometry::new(g, Act::None));
-    let grid = Grid::tiles(rows, g.cout, parts);
-    gpu.launch(amp::kernel(&WEIGHT_GRAD, x.dtype()), grid, &[&dw, x, dy, &(length as i64), &geometry]);
-    cast(&reduce::sum(&dw.finish(), &[0]), x.dtype()).with_shape(like)
 }
 
 /// x ∗ w, the primitive.
@@ -213,7 +152,7 @@ pub(super) fn input_grad(dy: &Tensor, w: &Tensor, g: &Geometry) -> Tensor {
 /// The gradient of [`plain`] with respect to w, of shape `like`.
 pub(super) fn weight_grad(x: &Tensor, dy: &Tensor, like: Shape, g: &Geometry) -> Tensor {
     let dw = if let Some(gpu) = cuda::on("conv weight gradient", &[x, dy]) {
-        launch_weight_grad(gpu, g, x, dy, like)
+        device::weight_grad(gpu, g, x, dy, like)
     } else {
         with_float!(x.dtype(), T => {
             let mut out = NewTensor::<T>::new(like);
@@ -490,6 +429,21 @@ fn cases() -> Vec<Case> {
                 .composite(move |x| vec![composite(&x[0], &x[1], Some(&x[2]), None, spec)]),
             );
         }
+    }
+    // Channels in eights, for the tiles of kernels/wide.cuh.
+    for (sx, sw, spec) in [
+        ([2, 9, 10, 8], [3, 3, 8, 16], ConvSpec::same(3)),
+        ([1, 12, 11, 24], [1, 1, 24, 136], ConvSpec::same(1)),
+        ([2, 10, 9, 40], [4, 4, 40, 24], ConvSpec::strided(2, 1)),
+    ] {
+        let inputs = vec![normal(1, &sx), normal(2, &sw), normal(3, &[sw[3]])];
+        cases.push(
+            Case::new(format!("wide {sx:?} {sw:?} s{}", spec.stride), inputs, move |x| {
+                vec![conv2d(&x[0], &x[1], Some(&x[2]), None, spec.relu())]
+            })
+            .composite(move |x| vec![composite(&x[0], &x[1], Some(&x[2]), None, spec.relu())])
+            .order(1),
+        );
     }
     let inputs =
         vec![normal(1, &[2, 3, 3, 4]), normal(2, &[3, 3, 4, 4]), normal(3, &[4]), normal(4, &[2, 3, 3, 4])];

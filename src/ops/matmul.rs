@@ -6,7 +6,7 @@
 use super::{Case, OpInfo, amp, binary, normal, reduce, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm, gemm_batched};
-use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Struct};
+use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Struct, TILE_64X64, TILE_128X128, TILE_128X256, Wide};
 use crate::tensor::{Float, NewTensor, Shape, Tensor, with_arithmetic, with_float};
 
 /// The registry's line for [`matmul`].
@@ -27,6 +27,15 @@ pub const LINEAR: OpInfo = OpInfo {
 
 const KERNELS: Kernels =
     Kernels::new("matmul", ["matmul_f32", "matmul_bf16", "matmul_f16"]).or_tf32("matmul_tf32");
+
+const WIDE: Wide<3> = Wide::new(
+    "matmul",
+    [
+        (TILE_128X256, ["matmul_128x256_bf16", "matmul_128x256_f16"]),
+        (TILE_128X128, ["matmul_128x128_bf16", "matmul_128x128_f16"]),
+        (TILE_64X64, ["matmul_64x64_bf16", "matmul_64x64_f16"]),
+    ],
+);
 
 /// As `Product` in `kernels/matmul.cu`.
 #[repr(C)]
@@ -63,8 +72,12 @@ fn launch(
     p: Product,
 ) -> Tensor {
     let y = gpu.empty(shape, a.dtype());
-    let grid = Grid::tiles(p.m as usize, p.n as usize, batch);
-    gpu.launch(amp::kernel(&KERNELS, a.dtype()), grid, &[&y, a, b, &Optional(bias, a.dtype()), &Struct(p)]);
+    let [m, n, k] = [p.m, p.n, p.k].map(|length| length as usize);
+    let rows = [n, if p.transpose_a == 0 { k } else { m }, if p.transpose_b == 0 { n } else { k }];
+    let (kernel, grid) = WIDE
+        .of(gpu, a.dtype(), [m, n, batch], &rows)
+        .unwrap_or_else(|| (amp::kernel(&KERNELS, a.dtype()), Grid::tiles(m, n, batch)));
+    gpu.launch(kernel, grid, &[&y, a, b, &Optional(bias, a.dtype()), &Struct(p)]);
     y.finish()
 }
 
@@ -255,6 +268,20 @@ fn cases() -> Vec<Case> {
             cases.push(Case::new(name, inputs, move |x| vec![matmul(&x[0], &x[1], ta, tb)]));
         }
     }
+    // Rows of whole 16 bytes, for the tiles of kernels/wide.cuh: one that fits, and ragged ones, in shapes that favour each.
+    for (m, n, k) in
+        [(128, 256, 40), (136, 488, 200), (120, 128, 160), (200, 120, 72), (64, 64, 264), (40, 200, 8)]
+    {
+        for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
+            let a = if ta { [k, m] } else { [m, k] };
+            let b = if tb { [n, k] } else { [k, n] };
+            let name = format!("wide {m}x{n}x{k} ta={ta} tb={tb}");
+            let run = move |x: &[Tensor]| vec![matmul(&x[0], &x[1], ta, tb)];
+            cases.push(Case::new(name, vec![normal(1, &a), normal(2, &b)], run).order(1));
+        }
+    }
+    let batched = vec![normal(3, &[3, 40, 24]), normal(4, &[3, 72, 24])];
+    cases.push(Case::new("wide batched", batched, |x| vec![matmul(&x[0], &x[1], false, true)]).order(1));
     let batched = vec![normal(3, &[3, 4, 5]), normal(4, &[3, 6, 5])];
     cases.push(Case::new("batched", batched, |x| vec![matmul(&x[0], &x[1], false, true)]));
     let shared = vec![normal(3, &[3, 4, 5]), normal(4, &[5, 6])];
@@ -275,7 +302,7 @@ fn cases() -> Vec<Case> {
 fn linear_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for act in [Act::None, Act::Relu, Act::Sigmoid, Act::Tanh, Act::Silu] {
-        for (lead, k, n) in [(&[1][..], 1, 1), (&[3, 4], 5, 7), (&[17], 33, 9)] {
+        for (lead, k, n) in [(&[1][..], 1, 1), (&[3, 4], 5, 7), (&[17], 33, 9), (&[7, 10], 72, 88)] {
             let inputs = vec![normal(1, &[lead, &[k]].concat()), normal(2, &[k, n]), normal(3, &[n])];
             cases.push(
                 Case::new(format!("{act:?} {lead:?} {k}->{n}"), inputs, move |x| {
