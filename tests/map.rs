@@ -68,6 +68,14 @@ fn every_kernel_is_launched_by_one_file_and_every_launched_kernel_exists() {
                 assert_eq!(home, Some(*stem), "{}: the kernel {name} in kernels/{stem}.cu", path.display());
             }
         }
+        for call in text.split("Wide::new(").skip(1) {
+            let words: Vec<&str> =
+                call.split(");").next().unwrap_or_default().split('"').skip(1).step_by(2).collect();
+            for name in words.iter().skip(1) {
+                let home = symbols.get(*name).map(String::as_str);
+                assert_eq!(home, words.first().copied(), "{}: the kernel {name}", path.display());
+            }
+        }
         for call in text.split("Kernel { file: \"").skip(1) {
             let stem = call.split('"').next().unwrap_or_default().to_string();
             let probe = Path::new("kernels/emulator").join(format!("{stem}.cu")).is_file();
