@@ -6,10 +6,11 @@ use common::{MODELS, images};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use surprisal::ErrorKind;
 use surprisal::data::Dataset;
 use surprisal::models::{Model, config, file};
+use surprisal::random::Philox;
 use surprisal::train::{Checkpoints, Evaluate, Event, FitOptions, Observer, checkpoint, fit, log_probs};
+use surprisal::{DType, ErrorKind};
 
 /// Stops after a step, or while validating for the `n`th time.
 struct Stop {
@@ -113,6 +114,32 @@ fn resumes_bit_for_bit_at_any_place() {
     }
     let kept = file::load_from(MODELS, whole.path().join(checkpoint::MODEL)).unwrap();
     assert_eq!(bits(&*kept.model), bits(&*straight));
+}
+
+/// Noise of the rows' own widths is found again from the rows, and drawn by step.
+#[test]
+fn noise_on_rows_resumes_bit_for_bit() {
+    let data = Dataset::new("rows", Philox::new(3).normal([70, 2], DType::F32));
+    let mut recipe = config::find(surprisal::models::MODELS, "maf_table").unwrap();
+    let set = ["shape=[2]", "layers=2", "hidden=[8]", "noise=0", "train.steps=9", "train.batch=16"];
+    recipe.set(&set).unwrap();
+    let trained = |recipe: &config::Recipe, stop: Option<u64>| {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |resume: bool, observer: &mut dyn Observer| {
+            let model = recipe.build().unwrap();
+            let found = fit(&*model, &data, None, &options(recipe, &*model, dir.path(), resume), observer);
+            found.map(|_| bits(&*model))
+        };
+        if let Some(step) = stop {
+            assert_eq!(run(false, &mut Stop::at(step)).unwrap_err().kind(), ErrorKind::Interrupted);
+        }
+        run(stop.is_some(), &mut ()).unwrap()
+    };
+    let none = trained(&recipe, None);
+    recipe.set(&["train.noise=rows"]).unwrap();
+    let straight = trained(&recipe, None);
+    assert_eq!(straight, trained(&recipe, Some(6)));
+    assert_ne!(straight, none);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The training loop.
 
 use super::evaluate::{Evaluate, label_tensor, log_probs, log_probs_while};
+use super::noise::RowNoise;
 use super::optim::{self, Optimiser};
 use super::scale::Scaler;
 use super::step::{gradients, least};
-use super::{Amp, FitOptions, checkpoint};
+use super::{Amp, FitOptions, Noise, checkpoint};
 use crate::autograd;
-use crate::cuda::{Device, Replay};
+use crate::cuda::{Device, Replay, on_host};
 use crate::data::{self, Dataset};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::container::first_non_finite;
@@ -157,6 +158,7 @@ struct Run<'a> {
     /// The batch of a coming step.
     ahead: Option<(u64, Batch, Philox)>,
     train: &'a Dataset,
+    noise: Option<RowNoise>,
     validation: Option<&'a Dataset>,
     options: &'a FitOptions,
     plan: Plan,
@@ -193,6 +195,8 @@ pub fn fit(
     let (batch, per_epoch, steps) = options.plan(train.len());
     let (examples, dims, parameters) = (train.len(), train.dims(), model.params().count());
     let plan = Plan { first: 0, steps, per_epoch, batch, examples, dims, parameters };
+    let asked = if model.solves() { Noise::None } else { options.noise };
+    let noise = RowNoise::find(asked, train, options.seed)?;
     let optimiser = device.run(|| Optimiser::new(model.params(), options.ema.is_some()))?;
     let fingerprints =
         [Some(train), validation].into_iter().flatten().map(|d| file::fingerprint(&d.values)).collect();
@@ -204,6 +208,7 @@ pub fn fit(
         order: None,
         ahead: None,
         train,
+        noise,
         validation,
         options,
         plan,
@@ -259,21 +264,29 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The batch of step `step` (from 0) and the generator for what else is random in that step.
+    /// The batch of step `step` (from 0) and the generator for what else is random in that step. It is made on the host.
     fn batch(&mut self, step: u64) -> Result<(Batch, Philox)> {
         let seed = Philox::new(self.options.seed);
         let (epoch, place) = (step / self.plan.per_epoch, (step % self.plan.per_epoch) as usize);
         let shuffled = || (epoch, seed.fork(ORDER).at_step(epoch).permutation(self.train.len()));
         let known = self.order.take().filter(|(of, _)| *of == epoch);
         let (_, order) = self.order.insert(known.unwrap_or_else(shuffled));
-        let rows = self.train.select(&order[place * self.plan.batch..][..self.plan.batch]);
+        let which = &order[place * self.plan.batch..][..self.plan.batch];
         let mut rng = seed.fork(STEP).at_step(step);
-        let x = match self.options.mutation {
-            rate if rate > 0.0 => data::mutate(&rows.values, rate, self.model.input().levels, &mut rng),
-            _ => rows.values,
-        };
-        let labels = self.model.input().classes.and(rows.labels).map(|l| label_tensor(&l));
-        Ok((Batch { x, labels }.to(self.device)?, rng))
+        let batch = on_host(|| {
+            let rows = self.train.select(which);
+            let x = match self.options.mutation {
+                rate if rate > 0.0 => data::mutate(&rows.values, rate, self.model.input().levels, &mut rng),
+                _ => rows.values,
+            };
+            let x = match &self.noise {
+                Some(noise) => noise.add(&x, which, &mut rng),
+                None => x,
+            };
+            let labels = self.model.input().classes.and(rows.labels).map(|l| label_tensor(&l));
+            Batch { x, labels }
+        });
+        Ok((batch.to(self.device)?, rng))
     }
 
     fn step(&mut self, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {

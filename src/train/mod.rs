@@ -7,6 +7,7 @@
 pub mod checkpoint;
 mod evaluate;
 mod fit;
+mod noise;
 mod optim;
 mod options;
 mod scale;
@@ -16,5 +17,5 @@ mod step;
 pub use evaluate::{EachBatch, Evaluate, LogProbs, batches_while, log_probs, log_probs_while};
 pub use fit::{Epoch, Event, Fit, Observer, Plan, StepInfo, fit};
 pub use optim::{Optimiser, norm};
-pub use options::{Amp, Checkpoints, FitOptions};
+pub use options::{Amp, Checkpoints, FitOptions, Noise};
 pub use schedule::{Curve, Schedule};

@@ -46,6 +46,8 @@ pub struct FitOptions {
     pub eval_batch: usize,
     /// Probability that a byte of the input is replaced by a random one (background models, Ren et al. 2019).
     pub mutation: f64,
+    /// Noise on the rows of a table of floats.
+    pub noise: Noise,
     /// For data with unmarked anomalies: the share of each batch, its most surprising examples, that does not count. It
     /// does after a tenth of the steps; so do validation, which leaves out its most surprising share, and models that
     /// fit themselves, which are fitted again to the rest. This is trimmed likelihood (Neykov & Müller 2003), batch by
@@ -64,6 +66,18 @@ pub struct FitOptions {
     /// Where checkpoints go; none are written without it.
     #[serde(skip)]
     pub checkpoints: Option<Checkpoints>,
+}
+
+/// Normal noise on the rows of a table while a model is trained on them, drawn anew in every step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Noise {
+    /// No noise but the model's own.
+    #[default]
+    None,
+    /// As wide as the kernels with which a kernel density of the training rows is likeliest, each row under the kernels of the
+    /// others: by the distance to a row's fifth neighbour, and at least half a gap between the values of a column.
+    Rows,
 }
 
 /// The arithmetic of matrix products.
@@ -156,6 +170,7 @@ impl Default for FitOptions {
             patience: None,
             eval_batch: 64,
             mutation: 0.0,
+            noise: Noise::None,
             trim: 0.0,
             amp: Amp::Off,
             loss_scale: 65536.0,

@@ -5,6 +5,7 @@ mod gaussian;
 pub mod gmm;
 pub mod hmm;
 pub mod hvae;
+pub(crate) mod kernel;
 pub mod kmeans;
 pub mod likelihood;
 mod network;

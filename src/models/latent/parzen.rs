@@ -10,16 +10,15 @@
 //!
 //! A row that was trained on is judged with its own kernel among the others, so the model is for new rows.
 //! The likelihood is exact. Beyond `rows` training rows, a random part of them is taken. Cost: 4 N D flops per row scored,
-//! 2 N² D and 13 likelihoods of [`JUDGES`] rows to fit.
+//! 2 N² D and 13 likelihoods of [`super::kernel::JUDGES`] rows to fit.
 
 use super::gaussian::{Covariance, Gaussians};
+use super::kernel::{CHUNK, Widths};
 use super::scaling::Scaling;
-use crate::cpu::par;
 use crate::data::{Dataset, grain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
-use crate::ops::matmul::matmul;
 use crate::ops::shape::concat;
 use crate::ops::softmax::logsumexp;
 use crate::random::Philox;
@@ -50,13 +49,6 @@ neighbours = 5
 least = 0.01
 blur = true
 "#;
-
-/// Rows whose likelihood chooses α.
-pub const JUDGES: usize = 500;
-/// The values of α that are tried.
-const FACTORS: [f64; 13] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5];
-/// Numbers (rows x kernels) that are held at once.
-const CHUNK: usize = 1 << 20;
 
 /// What a [`Parzen`] is made of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,59 +121,6 @@ impl Parzen {
         let parts: Vec<Tensor> = (0..b).step_by(rows).map(part).collect();
         concat(&parts.iter().collect::<Vec<_>>(), 0)
     }
-
-    /// Deviations (N, D) of the kernels with h = `factor` · `reach` as 1 / deviation.
-    fn inverse_widths(&self, factor: f64, reach: &[f64], blur: &[f64]) -> Vec<f64> {
-        let width = |r: &f64, b: &f64| 1.0 / ((factor * r).powi(2) + b * b).sqrt();
-        reach.iter().flat_map(|r| blur.iter().map(move |b| width(r, b))).collect()
-    }
-
-    /// Mean ln p of the first rows of `y`, each under the kernels at the other rows.
-    fn left_out(&self, y: &Tensor, inverse_widths: &[f64]) -> f64 {
-        let [n, d] = y.dims();
-        let kernels = Gaussians::diagonal(y, inverse_widths);
-        let judges = JUDGES.min(n);
-        let rows = (CHUNK / n).max(1);
-        let mut sum = 0.0;
-        for start in (0..judges).step_by(rows) {
-            let part = rows.min(judges - start);
-            let mut joint = kernels.log_density(&y.narrow(0, start, part).reshape([part, d]));
-            let own = joint.make_mut::<f64>();
-            (0..part).for_each(|i| own[i * n + start + i] = f64::NEG_INFINITY);
-            sum += logsumexp(&joint).sum_all().item();
-        }
-        sum / judges as f64
-    }
-}
-
-/// The distance of each row of `y` (N, D) to its `k`-th neighbour over √D, and at least a tenth of the median of these.
-fn reach(y: &Tensor, k: usize) -> Vec<f64> {
-    let [n, d] = y.dims();
-    if n == 1 {
-        return vec![1.0];
-    }
-    let k = k.min(n - 1);
-    let squares = y.square().sum(&[1]).to_f64_vec();
-    let mut out = vec![0.0; n];
-    let rows = (CHUNK / n).max(1);
-    for (chunk, out) in out.chunks_mut(rows).enumerate() {
-        let start = chunk * rows;
-        let products = matmul(&y.narrow(0, start, out.len()), y, false, true);
-        let products = products.as_slice::<f64>();
-        par::chunks_mut(out, 1, |i, reach| {
-            let own = squares[start + i];
-            let far = products[i * n..][..n].iter().zip(&squares).map(|(p, s)| own + s - 2.0 * p);
-            let mut far: Vec<f64> =
-                far.enumerate().filter(|(j, _)| *j != start + i).map(|(_, x)| x).collect();
-            let (_, square, _) = far.select_nth_unstable_by(k - 1, f64::total_cmp);
-            reach[0] = (square.max(0.0) / d as f64).sqrt();
-        });
-    }
-    let mut sorted = out.clone();
-    let (_, median, _) = sorted.select_nth_unstable_by(n / 2, f64::total_cmp);
-    let least = 0.1 * *median;
-    out.iter_mut().for_each(|r| *r = r.max(least));
-    out
 }
 
 impl Model for Parzen {
@@ -226,14 +165,7 @@ impl Model for Parzen {
         let n = part.len();
         let widest = if blur { grain::blur(&train.values, &self.scaling.scales()) } else { vec![0.0; d] };
         let widest: Vec<f64> = widest.into_iter().map(|b| b.max(least)).collect();
-        let reach = reach(&y, neighbours);
-        let judged = FACTORS.map(|factor| {
-            let widths = self.inverse_widths(factor, &reach, &widest);
-            let nats = if n > 1 { self.left_out(&y, &widths) - ((n - 1) as f64).ln() } else { 0.0 };
-            (nats, widths)
-        });
-        let best = judged.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
-        let (nats, widths) = best.expect("there are factors");
+        let (widths, nats) = Widths::of(&y, n, neighbours, &widest);
         let filled = |values: &[f64], to: &Param| {
             let mut all = to.get();
             all.make_mut::<f64>()[..values.len()].copy_from_slice(values);
@@ -242,7 +174,7 @@ impl Model for Parzen {
         self.weights.set(&Tensor::zeros([rows], DType::F64));
         filled(&vec![1.0 / n as f64; n], &self.weights);
         filled(y.as_slice::<f64>(), &self.kernels.means);
-        filled(&widths, &self.kernels.whiten);
+        filled(&widths.inverse(n), &self.kernels.whiten);
         Ok(Some(vec![-(nats + self.scaling.log_det())]))
     }
 }

@@ -113,6 +113,7 @@ importance = 64
 batch = 128
 steps = 2000
 clip = 100.0
+noise = "rows"
 "#;
 
 /// Likelihood regret: steps and rate of Adam, draws of noise.
