@@ -17,7 +17,11 @@ use surprisal::nn::{Init, Initial, Param, ParamStore};
 use surprisal::ops::coupling::{Coupling, coupling, kept_half};
 use surprisal::ops::mixture_cdf::{Mixture, inverse};
 use surprisal::ops::rq_spline::{Spline, rq_spline};
-use surprisal::ops::{Case, OPS, matmul::matmul, shape};
+use surprisal::ops::{
+    Case, OPS,
+    matmul::{matmul, with_wgmma},
+    shape,
+};
 use surprisal::random::Philox;
 use surprisal::testing::cast_inputs;
 use surprisal::train::{FitOptions, Optimiser, norm};
@@ -213,6 +217,18 @@ impl Lines {
 
     /// Paths that cases of ops do not take at a size worth a measurement.
     fn further(&mut self) {
+        // The plain kernel of products beside that of Hopper.
+        let size = if self.ceiling.is_some() { 8192 } else { 64 };
+        let [a, b] = [5, 6].map(|seed| Philox::new(seed).normal([size, size], DType::BF16));
+        for (name, [ta, tb]) in
+            [("", [false, false]), (" (a b^t)", [false, true]), (" (a^t b)", [true, false])]
+        {
+            let cost = || Cost { repeats: true, bytes: 6 * size * size, flops: 2 * size * size * size };
+            let product = || drop(matmul(&a, &b, ta, tb));
+            self.line(&format!("matmul: {size} square{name}, bf16"), cost(), &mut |_| product());
+            let name = format!("matmul: {size} square{name} by wgmma, bf16");
+            self.line(&name, cost(), &mut |_| with_wgmma(product));
+        }
         let n = 64 * 196 * 128;
         let x = Philox::new(1).normal([64, 196, 128], DType::F32);
         let (bytes, whole, half) = (x.cast(DType::U8), x.cast(DType::I32), x.cast(DType::F16));

@@ -6,12 +6,8 @@
 // 2 M N flops of each k: 85 flops to a byte of L2 for 128 x 256, 64 for 128 x 128, 32 for 64 x 64; where L2 gives 5 TB/s,
 // 427, 320 and 160 TFLOP/s at most.
 #include "gemm.cuh"
+#include "product.cuh"
 #include "wide.cuh"
-
-struct Product {
-    int64_t m, n, k, a_batch, b_batch;
-    int transpose_a, transpose_b, act, pad;
-};
 
 template <class Kind, class T>
 __device__ void matmul(T* c, const T* a, const T* b, const T* bias, const Product& p) {

@@ -191,6 +191,54 @@ fn products_are_rounded_to_tf32_only_when_asked() {
     }
 }
 
+/// Where a device cannot have Hopper's own kernel, products stay with the plain one.
+#[test]
+#[cfg(feature = "emulate")]
+fn products_by_wgmma_are_plain_where_it_is_not() {
+    let there = Device::Emulated;
+    let [a, b] = [[16, 24], [24, 40]]
+        .map(|shape| Philox::new(2).normal(shape, DType::BF16).to(there).expect("the emulator"));
+    let product = || there.run(|| matmul::matmul(&a, &b, false, false)).expect("a product");
+    let (asked, kernels) = matmul::with_wgmma(|| kernels_of(product));
+    assert_eq!(kernels, ["matmul_64x64_bf16"]);
+    assert_eq!(asked.to_f64_vec(), product().to_f64_vec());
+}
+
+/// Hopper's own kernel, which nothing but a device can run, against the plain one: bias, activation, ragged sizes, all
+/// orientations, batches.
+#[test]
+#[cfg(not(feature = "emulate"))]
+fn products_by_wgmma_are_those_of_the_plain_kernel() {
+    let Some(there) = device() else { return };
+    let mut rng = Philox::new(11);
+    let mut worst = 0.0f64;
+    for (dtype, eps) in [(DType::BF16, 7.8e-3), (DType::F16, 9.8e-4)] {
+        for (batch, m, n, k) in [(1, 128, 256, 64), (1, 8, 8, 8), (3, 264, 520, 1032), (2, 1000, 1000, 72)] {
+            for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
+                let [a, b] = [if ta { [k, m] } else { [m, k] }, if tb { [n, k] } else { [k, n] }].map(|s| {
+                    rng.normal([batch, s[0], s[1]], DType::F32).cast(dtype).to(there).expect("a device")
+                });
+                let product = || there.run(|| matmul::matmul(&a, &b, ta, tb)).expect("a product");
+                let plain = product();
+                let (fast, kernels) = matmul::with_wgmma(|| kernels_of(product));
+                assert!(kernels.iter().any(|k| k.starts_with("matmul_wgmma")), "only {kernels:?} ran");
+                let error = max_error(&[fast], &[plain]);
+                worst = worst.max(error / eps);
+                assert!(
+                    error <= 2.0 * eps,
+                    "{batch} of {m}x{n}x{k} ta={ta} tb={tb} {dtype:?}: off by {error:e}"
+                );
+            }
+        }
+        let [x, w, bias] = [&[70, 128][..], &[128, 264], &[264]]
+            .map(|shape| rng.normal(shape, DType::F32).cast(dtype).to(there).expect("a device"));
+        let affine = || there.run(|| matmul::linear(&x, &w, Some(&bias), Act::Silu)).expect("an affine map");
+        let (plain, fast) = (affine(), matmul::with_wgmma(affine));
+        assert!(max_error(&[fast], &[plain]) <= 2.0 * eps, "bias and activation in {dtype:?}");
+    }
+    println!("worst difference: {worst:.2} roundings");
+}
+
 /// Every law in every dtype, some sizes that no counter divides.
 fn drawn(on: Device) -> Vec<Tensor> {
     let mut rng = Philox::new(0x0123_4567_89ab_cdef).at_step(0xfedc_ba98_7654_3210);

@@ -8,6 +8,7 @@ use super::graph::Executable;
 use super::pool::Pool;
 use super::staging::Staging;
 use super::{Arg, Backend, Graph, Grid, Kernel, Queue, found, locked};
+use crate::tensor::DType;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::{HashMap, VecDeque};
@@ -46,6 +47,8 @@ struct Driver {
     recent: Recent,
     synchronous: bool,
     multiprocessors: usize,
+    /// The first number of the compute capability.
+    generation: i32,
 }
 
 // SAFETY: contexts, streams, modules and functions are handles that the driver lets any thread use; each call makes
@@ -84,9 +87,10 @@ pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
     })?;
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(told)?;
-    let count = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
     // SAFETY: the device exists.
-    let multiprocessors = unsafe { result::device::get_attribute(device, count) }.map_err(told)?;
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map_err(told);
+    let multiprocessors = attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let generation = attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let stream = || result::stream::create(result::stream::StreamKind::NonBlocking).map_err(told);
     Ok(Box::new(Driver {
         context,
@@ -101,6 +105,7 @@ pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
         recent: Recent::default(),
         synchronous: std::env::var_os("SURPRISAL_CUDA_SYNC").is_some_and(|v| v != "0"),
         multiprocessors: multiprocessors as usize,
+        generation,
     }))
 }
 
@@ -271,6 +276,40 @@ impl Queue for Driver {
 
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
+    }
+
+    fn tensor_map(&self, from: u64, dtype: DType, dims: [u64; 3], lines: u32) -> Result<[u64; 16], String> {
+        if self.generation != 9 {
+            return Err(format!("it needs compute capability 9.0, this is {}.x", self.generation));
+        }
+        self.enter()?;
+        let kind = match dtype {
+            DType::BF16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let strides = [dims[0], dims[0] * dims[1]].map(|elements| 2 * elements);
+        let (boxes, steps) = ([64, lines, 1], [1u32; 3]);
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: all pointers are to arrays of the lengths that rank 3 asks for; the tensor is not looked at.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                kind,
+                3,
+                from as *mut std::ffi::c_void,
+                dims.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(told)?;
+        Ok(map.opaque)
     }
 
     fn begin(&self) -> Result<(), String> {

@@ -273,6 +273,10 @@ impl Queue for Emulator {
         1
     }
 
+    fn tensor_map(&self, _: u64, _: DType, _: [u64; 3], _: u32) -> Result<[u64; 16], String> {
+        Err("it is not emulated".into())
+    }
+
     fn end(&self) -> Result<Box<dyn Graph>, String> {
         Ok(Box::new(Tape(TAPE.take().unwrap_or_default())))
     }

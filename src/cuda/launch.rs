@@ -140,6 +140,24 @@ impl<T: bytemuck::NoUninit> Arg for Struct<T> {
     }
 }
 
+/// A tensor as the copy engine of Hopper reads it (`Gpu::tensor_map`), passed by value.
+pub(crate) struct TensorMap {
+    pub(super) words: [u64; 16],
+    pub(super) dims: [u64; 3],
+}
+
+impl Arg for TensorMap {
+    fn address(&self) -> *const c_void {
+        self.words.as_ptr().cast()
+    }
+    fn kind(&self) -> String {
+        "struct of 128".into()
+    }
+    fn same(&self, _: &Philox) -> Cow<'_, [u8]> {
+        Cow::Borrowed(bytemuck::cast_slice(&self.dims))
+    }
+}
+
 /// Records that a kernel reads, from [`super::Gpu::table`].
 pub(crate) struct Table {
     held: Held,

@@ -30,7 +30,7 @@ mod staging;
 mod wide;
 
 pub(crate) use handle::{Gpu, Held};
-pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Table, Wanted, Words};
+pub(crate) use launch::{Arg, Draw, Grid, Kernels, Optional, Struct, Table, TensorMap, Wanted, Words};
 pub(crate) use replay::parameter_moved;
 pub use replay::{Replay, Work, kernels_of, replays, without_replay};
 pub(crate) use wide::{GATHER_128X128, TILE_64X64, TILE_128X128, TILE_128X256, Wide};
@@ -169,6 +169,15 @@ trait Queue: Send + Sync {
     fn begin(&self) -> std::result::Result<(), String>;
     /// How many blocks run side by side, at least.
     fn multiprocessors(&self) -> usize;
+    /// How the copy engine reads a tensor of a half type with these dims, the first side by side, in boxes of 64 by `lines`,
+    /// swizzled by 128 bytes; or why it does not.
+    fn tensor_map(
+        &self,
+        from: u64,
+        dtype: DType,
+        dims: [u64; 3],
+        lines: u32,
+    ) -> std::result::Result<[u64; 16], String>;
     /// What was recorded.
     fn end(&self) -> std::result::Result<Box<dyn Graph>, String>;
 }
@@ -294,6 +303,19 @@ impl Gpu {
     /// Its multiprocessors.
     pub(crate) fn multiprocessors(self) -> usize {
         self.context().backend.multiprocessors()
+    }
+
+    /// See [`Queue::tensor_map`].
+    pub(crate) fn tensor_map(
+        self,
+        x: &Tensor,
+        dims: [usize; 3],
+        lines: u32,
+    ) -> std::result::Result<TensorMap, String> {
+        let dims = dims.map(|length| length as u64);
+        let from = x.held().expect("a tensor of this device").address();
+        let words = self.context().backend.tensor_map(from, x.dtype(), dims, lines)?;
+        Ok(TensorMap { words, dims })
     }
 
     fn check<T>(self, done: std::result::Result<T, String>) -> T {

@@ -3,6 +3,10 @@
 //! A (M, K) or (K, M) when `ta`; B (K, N) or (N, K) when `tb`; with a leading batch dimension on both, or on A
 //! alone (then B is shared and A is folded into one tall matrix). 2 M N K flops.
 
+mod sm90a;
+
+pub use sm90a::with_wgmma;
+
 use super::{Case, OpInfo, amp, binary, normal, reduce, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm, gemm_batched};
@@ -58,6 +62,13 @@ impl Product {
         let [m, n, k] = [m, n, k].map(|n| n as i64);
         Self { m, n, k, a_batch: m * k, b_batch: k * n, transpose_a: 0, transpose_b: 0, act: 0, pad: 0 }
     }
+
+    /// The lengths of the rows of C, A and B in memory.
+    fn rows(&self) -> [usize; 3] {
+        let a = if self.transpose_a == 0 { self.k } else { self.m };
+        let b = if self.transpose_b == 0 { self.n } else { self.k };
+        [self.n, a, b].map(|length| length as usize)
+    }
 }
 
 /// `batch` products on a device.
@@ -71,12 +82,25 @@ fn launch(
     batch: usize,
     p: Product,
 ) -> Tensor {
+    sm90a::launch(gpu, [a, b], bias, shape, batch, p)
+        .unwrap_or_else(|| launch_plain(gpu, [a, b], bias, shape, batch, p))
+}
+
+/// The same by `kernels/matmul.cu`.
+#[track_caller]
+fn launch_plain(
+    gpu: Gpu,
+    [a, b]: [&Tensor; 2],
+    bias: Option<&Tensor>,
+    shape: Shape,
+    batch: usize,
+    p: Product,
+) -> Tensor {
     let y = gpu.empty(shape, a.dtype());
-    let [m, n, k] = [p.m, p.n, p.k].map(|length| length as usize);
-    let rows = [n, if p.transpose_a == 0 { k } else { m }, if p.transpose_b == 0 { n } else { k }];
-    let (kernel, grid) = WIDE
-        .of(gpu, a.dtype(), [m, n, batch], &rows)
-        .unwrap_or_else(|| (amp::kernel(&KERNELS, a.dtype()), Grid::tiles(m, n, batch)));
+    let (kernel, grid) =
+        WIDE.of(gpu, a.dtype(), [p.m as usize, p.n as usize, batch], &p.rows()).unwrap_or_else(|| {
+            (amp::kernel(&KERNELS, a.dtype()), Grid::tiles(p.m as usize, p.n as usize, batch))
+        });
     gpu.launch(kernel, grid, &[&y, a, b, &Optional(bias, a.dtype()), &Struct(p)]);
     y.finish()
 }
