@@ -46,8 +46,9 @@ fn choose(
     dtype: DType,
     product: [usize; 3],
 ) -> (Kernel, Grid) {
-    // Wide tiles keep the place of a pixel in 16 bits.
-    let small = [g.size.0, g.size.1].iter().all(|side| *side < 16_384) && g.stride < 16;
+    // Wide tiles keep the place of a pixel in 16 bits and count pixels in 32.
+    let few = |(h, w): (usize, usize)| h.max(w) < 16_384 && g.batch * h * w < 1 << 31;
+    let small = few(g.size) && few(g.out) && g.stride < 16;
     let chosen = small.then(|| wide.of(gpu, dtype, product, &[g.cin, g.cout])).flatten();
     let [m, n, layers] = product;
     chosen.unwrap_or_else(|| (amp::kernel(plain, dtype), Grid::tiles(m, n, layers)))
