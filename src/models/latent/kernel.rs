@@ -13,7 +13,7 @@ use crate::ops::softmax::logsumexp;
 use crate::tensor::Tensor;
 
 /// Rows whose likelihood chooses the widths.
-pub const JUDGES: usize = 500;
+const JUDGES: usize = 500;
 /// The values of α that are tried.
 const FACTORS: [f64; 13] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5];
 /// Numbers (rows x kernels) that are held at once.

@@ -10,7 +10,7 @@
 //!
 //! A row that was trained on is judged with its own kernel among the others, so the model is for new rows.
 //! The likelihood is exact. Beyond `rows` training rows, a random part of them is taken. Cost: 4 N D flops per row scored,
-//! 2 N² D and 13 likelihoods of [`super::kernel::JUDGES`] rows to fit.
+//! 2 N² D and 13 likelihoods of 500 rows to fit.
 
 use super::gaussian::{Covariance, Gaussians};
 use super::kernel::{CHUNK, Widths};
