@@ -216,6 +216,7 @@ fn stir(model: &dyn Model, by: f64) {
 
 #[test]
 fn workloads_have_the_parameters_of_their_peers() {
+    let _one = alone();
     for (preset, count) in [("ffjord43", 27_819), ("ebm28", 460_865)] {
         let model = config::find(MODELS, preset).and_then(|r| r.build()).expect(preset);
         assert_eq!(model.params().count(), count, "{preset}");
