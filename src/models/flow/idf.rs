@@ -5,17 +5,19 @@
 //! x in {0, ..., L − 1}^(H W C). `squeezes` times: 2 by 2 pixels to channels, then `depth` couplings, each
 //! (a, b) → (a, b + ⌊t(a)⌉ mod L) with a convolutional network t, then the channels in another order. All is a
 //! permutation of the byte images: no volume changes and log p(x) = log P(z), z the output. The base gives each place a
-//! mixture of K logistics, cut into bins as in [`crate::ops::logistic_mixture`] and learned.
+//! mixture of K logistics, learned, each cut into bins and wrapped around the L values (three turns, normalised), so that a
+//! remainder changes nothing that the gradient would have to know: with ends, values that step over one are lost, and many
+//! bytes are 0.
 //!
 //! Rounding and the remainder pass gradients straight through. To decode, t must give the same bits as when coding: on
 //! the same machine, with the same batch.
 
 use crate::autograd;
 use crate::bijections::{Bijection, Permutation, Squeeze};
+use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
 use crate::nn::{Init, Initial, Param, ParamStore};
-use crate::ops::binary::{eq, keep_where};
 use crate::ops::conv::{ConvSpec, conv2d};
 use crate::ops::coupling::kept_half;
 use crate::ops::index::pick;
@@ -54,6 +56,12 @@ batch = 64
 lr = 1e-3
 clip = 50.0
 ";
+
+/// Rows that place the base before training.
+const ROWS: usize = 1000;
+/// What the last layer of t is multiplied with, of the levels. With more, the first steps move values by tens, and what they
+/// scatter does not come together again: rounding and remainder tell the gradient nothing.
+const REACH: f64 = 1.0 / 32.0;
 
 /// The smallest log scale of a component, in units in which the values span [−1, 1].
 const LOWEST_LOG_SCALE: f64 = -7.0;
@@ -135,7 +143,7 @@ impl Shift {
             |x: &Tensor, (w, b): &(Param, Param), spec| conv2d(x, &w.get(), Some(&b.get()), None, spec);
         let h = layer(&a.affine(2.0 / (self.levels - 1.0), -1.0), first, ConvSpec::same(3).relu());
         let h = layer(&h, middle, ConvSpec::same(1).relu());
-        let amount = layer(&h, last, ConvSpec::same(3)).affine(self.levels / 2.0, 0.0);
+        let amount = layer(&h, last, ConvSpec::same(3)).affine(self.levels * REACH, 0.0);
         straight_through(&amount, f32::round, rounded)
     }
 
@@ -144,14 +152,21 @@ impl Shift {
         let a = kept_half(x);
         let b = &shape::narrow(x, axis, c - c / 2, c / 2) + &self.amount(&a).affine(sign, 0.0);
         let levels = self.levels;
-        let wrap = |x: &Tensor| x - &floor(&x.affine(1.0 / levels, 0.0)).affine(levels, 0.0);
-        shape::concat(&[&a, &straight_through(&b, |v| v.rem_euclid(levels as f32), wrap)], axis)
+        shape::concat(
+            &[&a, &straight_through(&b, |v| v.rem_euclid(levels as f32), |x| wrapped(x, levels))],
+            axis,
+        )
     }
 }
 
 /// The nearest whole numbers, halves away from zero.
 fn rounded(x: &Tensor) -> Tensor {
     &floor(&x.abs().affine(1.0, 0.5)) * &sign(x)
+}
+
+/// The remainders of x by `levels`.
+fn wrapped(x: &Tensor, levels: f64) -> Tensor {
+    x - &floor(&x.affine(1.0 / levels, 0.0)).affine(levels, 0.0)
 }
 
 /// f(x) with the gradient of x, for functions that are steps. Exact for rounding and for whole numbers: x and f(x) are so
@@ -228,23 +243,28 @@ impl Idf {
     /// log P(z) (B,).
     fn base_nats(&self, z: &Tensor) -> Tensor {
         let [logits, means, log_scales] = self.base.each_ref().map(Param::get);
-        let (b, places, top) = (z.shape()[0], logits.shape()[0], self.config.levels as f64 - 1.0);
-        let z = z.reshape([b, places, 1]);
+        let (batch, places, top) = (z.shape()[0], logits.shape()[0], self.config.levels as f64 - 1.0);
+        let z = z.reshape([batch, places, 1]);
         let inverse = (-&log_scales.clamp(LOWEST_LOG_SCALE, f64::MAX)).exp();
-        let centred = &z.affine(2.0 / top, -1.0) - &means;
-        let (above, below) =
-            (&centred.affine(1.0, 1.0 / top) * &inverse, &centred.affine(1.0, -1.0 / top) * &inverse);
-        // ln σ(upper edge), ln(1 − σ(lower edge)), and ln(1 − e^−width): their sum is the bin's; the outermost bins are open.
-        let up_to = -&(-&above).softplus();
-        let from = -&below.softplus();
-        let width = inverse.affine(-2.0 / top, 0.0).exp().affine(-1.0, 1.0).ln();
-        let is = |value: f64| eq(&z.detach(), &Tensor::scalar(value, z.dtype()));
-        let not = |mask: Tensor| mask.affine(-1.0, 1.0);
-        let (not_first, not_last) = (not(is(0.0)), not(is(top)));
-        let parts = &keep_where(&not_last, &up_to) + &keep_where(&not_first, &from);
-        let bins = &parts + &keep_where(&(&not_first * &not_last), &width);
-        logsumexp(&(&bins + &log_softmax(&logits))).sum_examples()
+        // A turn around is 2 L / (L − 1) here.
+        let turn = 2.0 * (top + 1.0) / top;
+        let at = &z.affine(2.0 / top, -1.0) - &means;
+        let [a, b, c] = [-turn, 0.0, turn].map(|by| {
+            let bin = log_mass(&at.affine(1.0, by), &inverse, 1.0 / top);
+            bin.reshape([bin.shape(), &[1]].concat())
+        });
+        let bin = logsumexp(&shape::concat(&[&a, &b, &c], 3));
+        let whole = log_mass(&-&means, &inverse, 1.5 * turn);
+        logsumexp(&(&(&bin - &whole) + &log_softmax(&logits))).sum_examples()
     }
+}
+
+/// ln of the mass of a logistic distribution with scale 1 / `inverse` within `half` of `centred`, as seen from its mean:
+/// ln σ(upper edge) + ln(1 − σ(lower edge)) + ln(1 − e^−width).
+fn log_mass(centred: &Tensor, inverse: &Tensor, half: f64) -> Tensor {
+    let edge = |at: f64| &centred.affine(1.0, at) * inverse;
+    let width = inverse.affine(-2.0 * half, 0.0).exp().affine(-1.0, 1.0).ln();
+    &width - &(&(-&edge(half)).softplus() + &edge(-half).softplus())
 }
 
 impl Model for Idf {
@@ -265,6 +285,32 @@ impl Model for Idf {
         &self.params
     }
 
+    /// The components of each place to the quantiles of what the couplings, at first the identity, give there: a wide base
+    /// learns more slowly than the couplings spread the values over it.
+    fn init_from(&self, train: &Dataset, batch: &Batch, _rng: &mut Philox) {
+        let rows: Vec<usize> =
+            (0..ROWS.min(train.len())).map(|i| i * train.len() / ROWS.min(train.len())).collect();
+        let z = self.encode(&Batch::new(train.select(&rows).values).x.beside(&batch.x));
+        let ([places, k], n, top) = (self.base[0].get().dims(), rows.len(), self.config.levels as f64 - 1.0);
+        let z = z.to_f64_vec();
+        let (mut means, mut log_scales) = (Vec::new(), Vec::new());
+        for place in 0..places {
+            let mut values: Vec<f64> = z[place..].iter().step_by(places).copied().collect();
+            values.sort_unstable_by(f64::total_cmp);
+            let quantile = |of: f64| values[((of * n as f64) as usize).min(n - 1)] * 2.0 / top - 1.0;
+            for i in 0..k {
+                let [low, middle, high] = [0.0, 0.5, 1.0].map(|at| quantile((i as f64 + at) / k as f64));
+                means.push(middle);
+                log_scales.push(((high - low) / 4.0).max(1.0 / top).ln());
+            }
+        }
+        let [logits, old_means, old_scales] = &self.base;
+        logits.set(&logits.get().detach().affine(0.0, 0.0));
+        for (param, values) in [(old_means, means), (old_scales, log_scales)] {
+            param.set(&Tensor::from_slice(&values, [places, k]).cast(param.get().dtype()));
+        }
+    }
+
     fn log_prob(&self, batch: &Batch, _rng: &mut Philox) -> LogProb {
         LogProb { nats: self.base_nats(&self.encode(&batch.x)), kind: Kind::Exact, per_position: None }
     }
@@ -275,14 +321,22 @@ impl Model for Idf {
         let ([places, k], top) = (logits.dims(), self.config.levels as f64 - 1.0);
         let all = |t: &Tensor| t.reshape([1, places, k]).broadcast_to([n, places, k]);
         let chosen = rng.categorical(&all(&logits.affine(1.0 / options.temperature, 0.0)));
-        let u = rng.uniform_open([n, places], DType::F32);
-        let noise = (&u.ln() - &u.affine(-1.0, 1.0).ln()).affine(options.temperature, 0.0);
-        let scale = pick(&all(&log_scales.clamp(LOWEST_LOG_SCALE, f64::MAX)), &chosen).exp();
-        let value = &pick(&all(&means), &chosen) + &(&scale * &noise);
+        let scale = pick(&all(&log_scales.clamp(LOWEST_LOG_SCALE, f64::MAX)), &chosen)
+            .exp()
+            .affine(options.temperature, 0.0);
+        let mean = pick(&all(&means), &chosen);
+        // Within the three turns.
+        let reach = 3.0 * (top + 1.0) / top;
+        let edge = |at: f64| (&mean.affine(-1.0, at) / &scale).sigmoid();
+        let (low, high) = (edge(-reach), edge(reach));
+        let u = &low + &(&(&high - &low) * &rng.uniform_open([n, places], DType::F32));
+        let u = u.clamp(1e-7, 1.0 - 1e-7);
+        let value = &mean + &(&scale * &(&u.ln() - &u.affine(-1.0, 1.0).ln()));
+        let levels = top + 1.0;
         let whole = straight_through(
             &value.affine(top / 2.0, top / 2.0),
-            |v| v.round().clamp(0.0, top as f32),
-            |x| rounded(x).clamp(0.0, top),
+            |v| v.round().rem_euclid(levels as f32),
+            |x| wrapped(&rounded(x), levels),
         );
         let Config { shape: [h, w, c], squeezes: s, .. } = self.config;
         Ok(autograd::no_grad(|| self.decode(&whole.reshape([n, h >> s, w >> s, c << (2 * s)]))))
