@@ -204,7 +204,7 @@ fn rounds(n: usize, f: &(dyn Fn(usize) + Sync)) {
 
 /// Calls `f` on a thread of the process-wide pool, of `threads` threads (0: all cores) when this is the first parallel
 /// work. Whoever computes for long should do so there: from any other thread each parallel step first wakes a thread of
-/// the pool and waits for it, which for steps of some 100 microseconds costs a tenth of the time.
+/// the pool and waits for it, which cost a twentieth to a tenth of a training step.
 pub fn inside<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     // An error says that the pool runs already.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build_global();

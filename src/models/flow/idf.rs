@@ -59,8 +59,7 @@ clip = 50.0
 
 /// Rows that place the base before training.
 const ROWS: usize = 1000;
-/// What the last layer of t is multiplied with, of the levels. With more, the first steps move values by tens, and what they
-/// scatter does not come together again: rounding and remainder tell the gradient nothing.
+/// What the last layer of t is multiplied with, of the levels: small, so that the first steps do not move values by tens.
 const REACH: f64 = 1.0 / 32.0;
 
 /// The smallest log scale of a component, in units in which the values span [−1, 1].
