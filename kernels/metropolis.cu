@@ -55,10 +55,7 @@ __device__ void decide(T* x, T* g, T* u, T* odds, const T* x0, const T* x1, cons
     kinetic = block_reduce(kinetic, Sum(), scratch);
     const float gain = (load(u0[chain]) - load(u1[chain])) + 0.5f * kinetic;
     const float probability = gain != gain ? 0.f : expf(fminf(gain, 0.f));
-    const uint4 words = draw.words((uint32_t)(chain / 4));
-    const int part = chain % 4;
-    const uint32_t w = part == 0 ? words.x : part == 1 ? words.y : part == 2 ? words.z : words.w;
-    const bool accept = ((double)w + .5) * (1. / 4294967296.) < probability;
+    const bool accept = ((double)draw.word(chain) + .5) * (1. / 4294967296.) < probability;
     const T *from = accept ? x1 : x0, *slope = accept ? g1 : g0;
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
         x[row + i] = from[row + i];

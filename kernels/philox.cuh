@@ -31,6 +31,13 @@ struct Philox {
         }
         return make_uint4(c0, c1, c2, c3);
     }
+
+    // The word of one element.
+    __device__ __forceinline__ uint32_t word(int64_t element) const {
+        const uint4 w = words((uint32_t)(element / 4));
+        const int part = (int)(element % 4);
+        return part == 0 ? w.x : part == 1 ? w.y : part == 2 ? w.z : w.w;
+    }
 };
 
 // w / 2^32 cut to BITS bits, in [0, 1): 24 for f32, 11 for f16, 8 for bf16.

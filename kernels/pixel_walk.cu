@@ -152,10 +152,7 @@ __device__ __forceinline__ int pick(const float* logits, int levels, float coldn
 
 // The uniform number of element `element` of a draw, in (0, 1).
 __device__ __forceinline__ double uniform_of(const Philox& draw, int64_t element) {
-    const uint4 words = draw.words((uint32_t)(element / 4));
-    const int part = (int)(element % 4);
-    const uint32_t word = part == 0 ? words.x : part == 1 ? words.y : part == 2 ? words.z : words.w;
-    return ((double)word + .5) * (1. / 4294967296.);
+    return ((double)draw.word(element) + .5) * (1. / 4294967296.);
 }
 
 // The bytes of a pixel from a mixture of K logistics (`draw` in src/ops/logistic_mixture.rs says where its parameters lie)

@@ -52,10 +52,7 @@ __device__ void categorical(int* y, const T* logits, int64_t rows, int k, const 
     float top = -INFINITY;
     for (int i = lane; i < k; i += 32) top = fmaxf(top, load(x[i]));
     top = warp_reduce(top, Max());
-    const uint4 words = draw.words((uint32_t)(row / 4));
-    const int part = (int)(row % 4);
-    const uint32_t w = part == 0 ? words.x : part == 1 ? words.y : part == 2 ? words.z : words.w;
-    const double u = ((double)w + .5) * (1. / 4294967296.);
+    const double u = ((double)draw.word(row) + .5) * (1. / 4294967296.);
     const int found = warp_pick(k, u, [&](int i) { return (double)exact::exp(__fadd_rn(load(x[i]), -top)); });
     if (lane == 0) y[row] = found;
 }

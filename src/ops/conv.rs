@@ -9,7 +9,7 @@
 mod device;
 
 use super::matmul::{act_backward, activation, silu};
-use super::{Case, OpInfo, amp, binary, normal, reduce};
+use super::{Case, OpInfo, amp, binary, eighths, halves, normal, reduce};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::conv::{self, Conv};
 use crate::cpu::gemm::{Act, Epilogue};
@@ -430,20 +430,27 @@ fn cases() -> Vec<Case> {
             );
         }
     }
-    // Channels in eights, for the tiles of kernels/wide.cuh. Of so many relus one would be at its kink.
+    // Channels in eights, for the tiles of kernels/wide.cuh. Of so many relus one would be at its kink, were its bias not
+    // an eighth beside sums of quarters.
     for (sx, sw, spec) in [
         ([2, 9, 10, 8], [3, 3, 8, 16], ConvSpec::same(3)),
         ([1, 12, 11, 24], [1, 1, 24, 136], ConvSpec::same(1)),
         ([2, 10, 9, 40], [4, 4, 40, 24], ConvSpec::strided(2, 1)),
     ] {
-        let inputs = vec![normal(1, &sx), normal(2, &sw), normal(3, &[sw[3]])];
-        cases.push(
-            Case::new(format!("wide {sx:?} {sw:?} s{}", spec.stride), inputs, move |x| {
-                vec![conv2d(&x[0], &x[1], Some(&x[2]), None, spec.act(Act::Silu))]
-            })
-            .composite(move |x| vec![composite(&x[0], &x[1], Some(&x[2]), None, spec.act(Act::Silu))])
-            .order(1),
-        );
+        for act in [Act::Silu, Act::Relu] {
+            let inputs = match act {
+                Act::Relu => vec![halves(1, &sx), halves(2, &sw), eighths(sw[3])],
+                _ => vec![normal(1, &sx), normal(2, &sw), normal(3, &[sw[3]])],
+            };
+            let spec = spec.act(act);
+            cases.push(
+                Case::new(format!("wide {sx:?} {sw:?} s{} {act:?}", spec.stride), inputs, move |x| {
+                    vec![conv2d(&x[0], &x[1], Some(&x[2]), None, spec)]
+                })
+                .composite(move |x| vec![composite(&x[0], &x[1], Some(&x[2]), None, spec)])
+                .order(1),
+            );
+        }
     }
     let inputs =
         vec![normal(1, &[2, 3, 3, 4]), normal(2, &[3, 3, 4, 4]), normal(3, &[4]), normal(4, &[2, 3, 3, 4])];

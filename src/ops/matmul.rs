@@ -7,7 +7,7 @@ mod sm90a;
 
 pub use sm90a::with_wgmma;
 
-use super::{Case, OpInfo, amp, binary, normal, reduce, shape, unary};
+use super::{Case, OpInfo, amp, binary, eighths, halves, normal, reduce, shape, unary};
 use crate::autograd::{self, Recipe, record};
 use crate::cpu::gemm::{Act, Epilogue, Mat, gemm, gemm_batched};
 use crate::cuda::{self, Gpu, Grid, Kernels, Optional, Struct, TILE_64X64, TILE_128X128, TILE_128X256, Wide};
@@ -332,10 +332,16 @@ fn linear_cases() -> Vec<Case> {
                 vec![linear(&x[0], &x[1], Some(&x[2]), act)]
             })
             .composite(move |x| vec![composite(&x[0], &x[1], Some(&x[2]), act)]);
-            // Of thousands of relus one is so near to its kink that a difference straddles it.
+            // Of thousands of relus one is so near to its kink that a difference straddles it; below they keep away from it.
             cases.push(if act == Act::Relu && n > 50 { case.order(0) } else { case });
         }
     }
+    let inputs = vec![halves(1, &[70, 72]), halves(2, &[72, 88]), eighths(88)];
+    cases.push(
+        Case::new("Relu off its kink", inputs, |x| vec![linear(&x[0], &x[1], Some(&x[2]), Act::Relu)])
+            .composite(|x| vec![composite(&x[0], &x[1], Some(&x[2]), Act::Relu)])
+            .order(1),
+    );
     let inputs = vec![normal(1, &[6, 5]), normal(2, &[5, 4])];
     cases.push(
         Case::new("no bias", inputs, |x| vec![linear(&x[0], &x[1], None, Act::None)])

@@ -1,15 +1,17 @@
 //! The replay buffer of persistent chains (Tieleman 2008; Du & Mordatch 2019): rows are taken out, some of them started
 //! anew, and put back when the chains have moved. Unrecorded.
 //! ```text
-//! take:  y_i = start_i where fresh_i ≠ 0, else buffer at slot_i            (N, ...)
+//! take:  y_i = noise with probability `restart`, else buffer at slot_i     (N, ...)
 //! put:   buffer at slot_i = y_i, unless y_i has a number that is not finite or slot_i is negative
 //! ```
-//! buffer (S, ...), slots (N) i32, different where something is put; fresh (N). 12 bytes per number taken, 8 per number
-//! put; one launch each on devices, and nothing comes to the host.
+//! buffer (S, ...), slots (N) i32, different where something is put. Taking makes two draws: word i of the first says whether
+//! row i starts anew, the second is the noise. 8 bytes per number taken or put; one launch each on devices, which draws
+//! as well, and nothing comes to the host.
 
-use super::{Case, OpInfo, binary, index, normal, shape, unary};
+use super::{Case, OpInfo, binary, index, normal, unary};
 use crate::cuda::{self, Grid, Kernels};
-use crate::tensor::{DType, NewTensor, Plain, Tensor, with_float};
+use crate::random::{Philox, chance};
+use crate::tensor::{DType, NewTensor, Plain, Shape, Tensor, with_float};
 
 /// The registry's line.
 pub const OP: OpInfo = OpInfo {
@@ -19,50 +21,86 @@ pub const OP: OpInfo = OpInfo {
     cases,
 };
 
+/// What a chain starts from that does not go on from the buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noise {
+    /// Uniform in [0, 1): images.
+    Uniform,
+    /// Standard normal: rows that were standardised.
+    Normal,
+}
+
+impl Noise {
+    /// So many numbers of it, one draw of `rng`.
+    pub fn draw(self, shape: impl Into<Shape>, dtype: DType, rng: &mut Philox) -> Tensor {
+        match self {
+            Self::Uniform => rng.uniform(shape, dtype),
+            Self::Normal => rng.normal(shape, dtype),
+        }
+    }
+}
+
 const TAKE: Kernels =
     Kernels::new("replay_buffer", ["replay_take_f32", "replay_take_bf16", "replay_take_f16"]);
 const PUT: Kernels = Kernels::new("replay_buffer", ["replay_put_f32", "replay_put_bf16", "replay_put_f16"]);
 
-/// The numbers of a row, once the shapes fit.
+/// The numbers of a row, once `slots` fit a buffer.
 #[track_caller]
-pub(super) fn row(op: &str, buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> usize {
+fn slotted(op: &str, buffer: &Tensor, slots: &Tensor) -> usize {
     assert!(
-        buffer.rank() > 0
-            && rows.shape().first() == slots.shape().first()
-            && slots.rank() == 1
-            && buffer.shape()[1..] == rows.shape()[1..]
-            && buffer.dtype() == rows.dtype()
-            && slots.dtype() == DType::I32,
-        "{op}: a buffer {:?} {:?}, {:?} slots {:?}, rows {:?} {:?}",
+        buffer.rank() > 0 && slots.rank() == 1 && slots.dtype() == DType::I32,
+        "{op}: a buffer {:?} {:?}, {:?} slots {:?}",
         buffer.dtype(),
         buffer.shape(),
         slots.dtype(),
-        slots.shape(),
-        rows.dtype(),
-        rows.shape()
+        slots.shape()
     );
     buffer.shape()[1..].iter().product()
 }
 
-/// Rows of `buffer` (S, ...) at `slots` (N), those of `start` (N, ...) where `fresh` (N) is not 0.
+/// The numbers of a row, once the shapes of rows to put fit.
+#[track_caller]
+pub(super) fn row(op: &str, buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> usize {
+    let n = slotted(op, buffer, slots);
+    assert!(
+        rows.shape().first() == slots.shape().first()
+            && buffer.shape()[1..] == rows.shape()[1..]
+            && buffer.dtype() == rows.dtype(),
+        "{op}: a buffer {:?} {:?}, slots {:?}, rows {:?} {:?}",
+        buffer.dtype(),
+        buffer.shape(),
+        slots.shape(),
+        rows.dtype(),
+        rows.shape()
+    );
+    n
+}
+
+/// Rows of `buffer` (S, ...) at `slots` (N), each replaced by `noise` with probability `restart`: where chains start. Takes two
+/// draws of `rng`, [`Philox::bernoulli`] of (N) and the noise of (N, ...).
 ///
 /// # Panics
-/// When shapes or dtypes do not fit, or a slot is outside the buffer (on devices it gives NaN).
+/// When shapes or dtypes do not fit, `restart` is not in [0, 1], or a slot is outside the buffer (on devices it gives NaN).
 #[track_caller]
-pub fn take(buffer: &Tensor, slots: &Tensor, fresh: &Tensor, start: &Tensor) -> Tensor {
-    let n = row("replay take", buffer, slots, start);
-    let dtype = buffer.dtype();
-    assert_eq!((fresh.shape(), fresh.dtype()), (slots.shape(), dtype), "replay take: fresh");
-    if let Some(gpu) = cuda::on("replay take", &[buffer, slots, fresh, start]) {
-        let y = gpu.empty(start.shape(), dtype);
-        let (count, n, size) = (start.len() as i64, n as i64, buffer.shape()[0] as i32);
-        let grid = Grid::flat(start.len());
-        gpu.launch(TAKE.of(dtype), grid, &[&y, buffer, slots, fresh, start, &count, &n, &size]);
+pub fn take(buffer: &Tensor, slots: &Tensor, restart: f64, noise: Noise, rng: &mut Philox) -> Tensor {
+    let n = slotted("replay take", buffer, slots);
+    let (dtype, rows) = (buffer.dtype(), slots.len());
+    let shape = Shape::new(&[&[rows], &buffer.shape()[1..]].concat());
+    if let Some(gpu) = cuda::on("replay take", &[buffer, slots]) {
+        let y = gpu.empty(shape, dtype);
+        let (count, n, size) = (shape.len() as i64, n as i64, buffer.shape()[0] as i32);
+        let (threshold, normal) = (chance(restart), (noise == Noise::Normal) as i32);
+        let (fresh, noise) = (rng.device_draw(), rng.device_draw());
+        let args: &[&dyn cuda::Arg] =
+            &[&y, buffer, slots, &count, &n, &size, &normal, &threshold, &fresh, &noise];
+        gpu.launch(TAKE.of(dtype), Grid::flat(shape.len().div_ceil(4)), args);
         return y.finish();
     }
+    let fresh = rng.bernoulli(restart, [rows], dtype);
+    let noise = noise.draw(shape, dtype, rng);
     with_float!(dtype, T => {
-        let (from, new, fresh) = (buffer.as_slice::<T>(), start.as_slice::<T>(), fresh.as_slice::<T>());
-        let mut y = NewTensor::<T>::new(start.shape());
+        let (from, new, fresh) = (buffer.as_slice::<T>(), noise.as_slice::<T>(), fresh.as_slice::<T>());
+        let mut y = NewTensor::<T>::new(shape);
         let slots = slots.as_slice::<i32>();
         for (i, y) in y.as_mut().chunks_mut(n.max(1)).enumerate() {
             let kept = fresh[i].to_f64() == 0.0;
@@ -97,13 +135,21 @@ pub fn put(buffer: &mut Tensor, slots: &Tensor, rows: &Tensor) {
 }
 
 /// [`take`] in primitives.
-pub fn composite_take(buffer: &Tensor, slots: &Tensor, fresh: &Tensor, start: &Tensor) -> Tensor {
-    let mut column = vec![1; start.rank()];
-    column[0] = slots.len();
-    let fresh = shape::reshape(fresh, &column[..]).broadcast_to(start.shape());
-    let kept = unary::affine(&unary::abs(&unary::sign(&fresh)), -1.0, 1.0);
+pub fn composite_take(
+    buffer: &Tensor,
+    slots: &Tensor,
+    restart: f64,
+    noise: Noise,
+    rng: &mut Philox,
+) -> Tensor {
+    let (rows, dtype) = (slots.len(), buffer.dtype());
+    let shape = Shape::new(&[&[rows], &buffer.shape()[1..]].concat());
+    let mut column = vec![1; buffer.rank()];
+    column[0] = rows;
+    let fresh = rng.bernoulli(restart, &column[..], dtype).broadcast_to(shape);
+    let kept = unary::affine(&fresh, -1.0, 1.0);
     let old = binary::keep_where(&kept, &index::gather_rows(buffer, slots));
-    binary::add(&binary::keep_where(&fresh, start), &old)
+    binary::add(&binary::keep_where(&fresh, &noise.draw(shape, dtype, rng)), &old)
 }
 
 /// [`put`] of finite rows in primitives.
@@ -116,16 +162,22 @@ pub fn composite_put(buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> Tensor {
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for rest in [&[1][..], &[7], &[3, 5, 2], &[300]] {
+    for rest in [&[1][..], &[3], &[7], &[3, 5, 2], &[8, 5], &[300]] {
         let of = |seed, rows: usize| normal(seed, &[&[rows], rest].concat());
         let slots = Tensor::from_slice(&[4i32, 0, 5, 2], [4]);
-        let fresh = Tensor::from_slice(&[0.0, 1.0, 0.0, 1.0], [4]);
-        let inputs = vec![of(1, 6), slots.clone(), fresh, of(2, 4)];
-        cases.push(
-            Case::new(format!("take {rest:?}"), inputs, |x| vec![take(&x[0], &x[1], &x[2], &x[3])])
-                .composite(|x| vec![composite_take(&x[0], &x[1], &x[2], &x[3])])
+        for (restart, noise) in
+            [(0.5, Noise::Uniform), (0.5, Noise::Normal), (0.0, Noise::Normal), (1.0, Noise::Uniform)]
+        {
+            // Slots and restarts of more rows than a thread has numbers.
+            let slots = Tensor::from_slice(&[4i32, 0, 5, 2, 1, 3, 3], [7]);
+            cases.push(
+                Case::new(format!("take {rest:?}, {noise:?} {restart}"), vec![of(1, 6), slots], move |x| {
+                    vec![take(&x[0], &x[1], restart, noise, &mut Philox::new(3))]
+                })
+                .composite(move |x| vec![composite_take(&x[0], &x[1], restart, noise, &mut Philox::new(3))])
                 .order(0),
-        );
+            );
+        }
         cases.push(
             Case::new(format!("put {rest:?}"), vec![of(3, 6), slots, of(4, 4)], |x| {
                 let mut buffer = x[0].detach();
@@ -138,9 +190,9 @@ fn cases() -> Vec<Case> {
     }
     let (rows, n) = (1024, 1024 * 784);
     let slots = Tensor::from_fn([rows], |i| (i * 5 % 2048) as i32);
-    let fresh = Tensor::from_fn([rows], |i| if i % 20 == 0 { 1.0 } else { 0.0 });
-    let inputs = vec![normal(5, &[2048, 784]), slots.clone(), fresh, normal(6, &[rows, 784])];
-    let large = Case::new("take 1024 x 784", inputs, |x| vec![take(&x[0], &x[1], &x[2], &x[3])]);
+    let large = Case::new("take 1024 x 784", vec![normal(5, &[2048, 784]), slots.clone()], |x| {
+        vec![take(&x[0], &x[1], 0.05, Noise::Uniform, &mut Philox::new(3))]
+    });
     cases.push(large.order(0).bench(8 * n, 0));
     let inputs = vec![normal(5, &[2048, 784]), slots, normal(6, &[rows, 784])];
     let run = |x: &[Tensor]| {
@@ -165,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "replay put: a buffer F32 [3, 2], I32 slots [1], rows F32 [1, 3]")]
+    #[should_panic(expected = "replay put: a buffer F32 [3, 2], slots [1], rows F32 [1, 3]")]
     fn rows_that_do_not_fit_are_named() {
         let rows = Tensor::zeros([1, 3], DType::F32);
         put(&mut Tensor::zeros([3, 2], DType::F32), &Tensor::from_slice(&[0i32], [1]), &rows);

@@ -89,6 +89,16 @@ draw!(bf16, 8);
 
 const UNIT: f64 = 1.0 / 4_294_967_296.0;
 
+/// The number that words stay below with probability `p`.
+///
+/// # Panics
+/// When `p` is not in [0, 1].
+#[track_caller]
+pub(crate) fn chance(p: f64) -> u64 {
+    assert!((0.0..=1.0).contains(&p), "bernoulli: p must be in [0, 1], got {p}");
+    (p / UNIT).round() as u64
+}
+
 impl Draw for f64 {
     #[inline(always)]
     fn uniform(word: u32) -> Self {
@@ -281,8 +291,7 @@ impl Philox {
     /// When `p` is not in [0, 1].
     #[track_caller]
     pub fn bernoulli(&mut self, p: f64, shape: impl Into<Shape>, dtype: DType) -> Tensor {
-        assert!((0.0..=1.0).contains(&p), "bernoulli: p must be in [0, 1], got {p}");
-        let threshold = (p / UNIT).round() as u64;
+        let threshold = chance(p);
         if let Some(gpu) = Self::device_for(dtype) {
             return self.drawn(gpu, Law::Bernoulli(threshold), shape.into(), dtype);
         }

@@ -297,9 +297,7 @@ impl Ebm {
         let (size, buffer) = (self.config.replay, self.replay.get());
         let order = rng.permutation(size);
         let slots = Tensor::from_fn([n], |i| order[i % size] as i32).beside(&buffer);
-        let fresh = rng.bernoulli(self.config.restart, [n], self.dtype).beside(&buffer);
-        let noise = self.net.noise(n, self.dtype, rng).beside(&buffer);
-        let start = replay_buffer::take(&buffer, &slots, &fresh, &noise);
+        let start = replay_buffer::take(&buffer, &slots, self.config.restart, self.net.start(), rng);
         drop(buffer);
         let mut replays = self.chain.lock().unwrap_or_else(|e| e.into_inner());
         let ([step, last], how) = (&mut *replays, self.langevin());

@@ -16,6 +16,7 @@ use crate::nn::{Init, Initial, Param};
 use crate::ops::amp;
 use crate::ops::conv::{ConvSpec, conv2d};
 use crate::ops::matmul::{linear, matmul};
+use crate::ops::replay_buffer::Noise;
 use crate::random::Philox;
 use crate::tensor::{DType, NewTensor, Tensor, with_arithmetic};
 
@@ -156,7 +157,12 @@ impl EnergyNet {
     /// Starts of `n` chains: uniform on [0, 1) for images, standard normal for rows.
     pub fn noise(&self, n: usize, dtype: DType, rng: &mut Philox) -> Tensor {
         let shape = [&[n], &self.shape[..]].concat();
-        if self.shape.len() == 3 { rng.uniform(shape, dtype) } else { rng.normal(shape, dtype) }
+        self.start().draw(shape, dtype, rng)
+    }
+
+    /// What chains start from: uniform pixels or standard normal columns.
+    pub fn start(&self) -> Noise {
+        if self.shape.len() == 3 { Noise::Uniform } else { Noise::Normal }
     }
 
     /// One power iteration of spectral normalisation, as each training step makes it.
