@@ -16,11 +16,14 @@ const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const CANARY: u8 = 0xC5;
 const POISON: u8 = 0xFF;
-/// Free memory above this is given back to the system instead of being kept.
+/// Free memory above this is given back to the system instead of being kept, unless so much has been live before: a step of
+/// training needs again what the one before it needed.
 const KEEP_BYTES: usize = 1 << 30;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// The largest value of `LIVE` ever.
+static HIGH: AtomicUsize = AtomicUsize::new(0);
 static FREE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static GUARD: AtomicBool = AtomicBool::new(false);
 static POOL: [Mutex<Vec<FreeBlock>>; 192] = [const { Mutex::new(Vec::new()) }; 192];
@@ -106,6 +109,7 @@ impl Buffer {
         };
         let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
         PEAK.fetch_max(live, Ordering::Relaxed);
+        HIGH.fetch_max(live, Ordering::Relaxed);
         let mut buffer = Self { ptr, len, class, guarded };
         if guarded {
             buffer.whole()[..len].fill(POISON);
@@ -168,8 +172,9 @@ impl Drop for Buffer {
             );
         }
         let bytes = class_bytes(self.class);
-        LIVE.fetch_sub(bytes, Ordering::Relaxed);
-        if FREE_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes <= KEEP_BYTES {
+        let live = LIVE.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        let keep = KEEP_BYTES.max(HIGH.load(Ordering::Relaxed).saturating_sub(live));
+        if FREE_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes <= keep {
             POOL[self.class].lock().unwrap_or_else(|e| e.into_inner()).push(FreeBlock(self.ptr));
         } else {
             FREE_BYTES.fetch_sub(bytes, Ordering::Relaxed);

@@ -80,14 +80,15 @@ impl Conv {
         self.stride == 1 && self.taps == [(0, 0)] && self.size == self.out
     }
 
-    /// The convolution from output to input, for stride 1: the taps point the other way.
+    /// The convolution from output to input, for stride 1: the taps point the other way, and come in reverse, so that
+    /// neighbours in the image stay neighbours.
     fn flipped(&self) -> Self {
         Self {
             size: self.out,
             cin: self.cout,
             out: self.size,
             cout: self.cin,
-            taps: self.taps.iter().map(|&(y, x)| (-y, -x)).collect(),
+            taps: self.taps.iter().rev().map(|&(y, x)| (-y, -x)).collect(),
             ..*self
         }
     }
@@ -135,7 +136,7 @@ pub fn forward<E: Elem>(conv: &Conv, x: &[E], w: &[E], out: &mut [E], epilogue: 
         let planes = Planes::new(conv, x);
         product(&p(Operand { src: &planes, transposed: true }), out, cout, epilogue);
     } else {
-        let patches = Patches { conv, x };
+        let patches = Patches::new(conv, x);
         product(&p(Operand { src: &patches, transposed: false }), out, cout, epilogue);
     }
 }
@@ -155,7 +156,7 @@ pub fn input_grad<E: Elem>(conv: &Conv, dy: &[E], w: &[E], dx: &mut [E], epilogu
         return gemm(m, cin, cout, Mat::new(dy, cout), Mat::t(w, cout), dx, cin, epilogue);
     }
     if conv.stride == 1 {
-        return forward(&conv.flipped(), dy, &permute(w, [taps, cin, cout], [0, 2, 1]), dx, epilogue);
+        return forward(&conv.flipped(), dy, &flip(w, [taps, cin, cout]), dx, epilogue);
     }
     let side = permute(w, [taps, cin, cout], [2, 0, 1]);
     scatter::run(conv, conv.out, cout, conv.size, cin, conv.stride, &conv.taps, dy, &side, dx, epilogue);
@@ -177,8 +178,8 @@ pub fn weight_grad<E: Elem>(conv: &Conv, x: &[E], dy: &[E], dw: &mut [E], accumu
         // Few output channels: the patches of dy against x, which gives every tap transposed.
         let mut turned = vec![<E::Acc as Plain>::from_f64(0.0); dw.len()];
         patch_gradient(&conv.flipped(), dy, x, &mut turned, &Epilogue { narrow, ..Default::default() });
-        let turned = permute(&turned, [taps, cout, cin], [0, 2, 1]);
-        finish(&turned, dw, 0, &epilogue);
+        let mut turned = flip(&turned, [taps, cout, cin]);
+        finish(&mut turned, dw, 0, &epilogue);
     } else {
         patch_gradient(conv, x, dy, dw, &epilogue);
     }
@@ -200,7 +201,7 @@ fn patch_gradient<E: Elem, O: Elem<Acc = E::Acc>>(
         let a = Operand { src: &planes, transposed: false };
         product(&Product { m, n, k, a, b, isa: isa() }, dw, n, epilogue);
     } else {
-        let patches = Patches { conv, x };
+        let patches = Patches::new(conv, x);
         let a = Operand { src: &patches, transposed: true };
         product(&Product { m, n, k, a, b, isa: isa() }, dw, n, epilogue);
     }
@@ -254,6 +255,15 @@ pub fn bias_grad<E: Elem>(dy: &[E], gate: Option<&[E]>, out: &mut [E], accumulat
         let sum = sums[j..].iter().step_by(n).fold(zero, |s, x| s + *x);
         *out = E::store(if accumulate { out.load() + sum } else { sum });
     }
+}
+
+/// The weights (T, Cin, Cout) of [`Conv::flipped`], (T, Cout, Cin) with the taps in reverse; and back.
+fn flip<E: Elem>(w: &[E], [taps, cin, cout]: [usize; 3]) -> Vec<E> {
+    let mut out = Vec::with_capacity(w.len());
+    for tap in w.chunks((cin * cout).max(1)).take(taps).rev() {
+        out.extend((0..cout).flat_map(|j| (0..cin).map(move |i| tap[i * cout + j])));
+    }
+    out
 }
 
 /// The axes of a (d0, d1, d2) array in another order: axis i of the result is axis `order[i]` of `x`.

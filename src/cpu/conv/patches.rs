@@ -6,10 +6,35 @@ use crate::cpu::gemm::Source;
 use crate::cpu::simd::vectorize;
 use crate::tensor::{Elem, Plain};
 
-/// Patches by pixel: a row is a pixel, and every tap a run of Cin channels.
+/// Patches by pixel: a row is a pixel, and taps beside each other one run of the image's channels.
 pub(super) struct Patches<'a, E> {
-    pub conv: &'a Conv,
-    pub x: &'a [E],
+    conv: &'a Conv,
+    x: &'a [E],
+    runs: Vec<Run>,
+}
+
+/// Taps that read one piece of a line of the image: from column `at` of the patch on, `len` numbers, those of the
+/// pixels from (dy, dx) on.
+struct Run {
+    at: usize,
+    len: usize,
+    dy: isize,
+    dx: isize,
+}
+
+impl<'a, E> Patches<'a, E> {
+    pub(super) fn new(conv: &'a Conv, x: &'a [E]) -> Self {
+        let mut runs: Vec<Run> = Vec::new();
+        for (t, &(dy, dx)) in conv.taps.iter().enumerate() {
+            match runs.last_mut() {
+                Some(run) if run.dy == dy && run.dx + (run.len / conv.cin) as isize == dx => {
+                    run.len += conv.cin
+                }
+                _ => runs.push(Run { at: t * conv.cin, len: conv.cin, dy, dx }),
+            }
+        }
+        Self { conv, x, runs }
+    }
 }
 
 impl<E: Elem> Source<E::Acc> for Patches<'_, E> {
@@ -18,42 +43,50 @@ impl<E: Elem> Source<E::Acc> for Patches<'_, E> {
             #[inline(always)]
             || {
                 let Conv { size: (h, w), cin, out: (oh, ow), stride, .. } = *self.conv;
-                // Tap by tap, and along each row of the image at once: nothing is decided per pixel.
-                let mut at = 0;
-                while at < cols {
-                    let (t, ci) = ((c0 + at) / cin, (c0 + at) % cin);
-                    let run = (cin - ci).min(cols - at);
-                    let (dy, dx) = self.conv.taps[t];
-                    let (lo, hi) = inside(dx, w, ow, stride);
-                    let (mut b, mut oy, mut ox) = (r0 / (oh * ow), r0 / ow % oh, r0 % ow);
-                    let mut i = 0;
-                    while i < rows {
-                        let span = (ow - ox).min(rows - i);
-                        let y = (oy * stride) as isize + dy;
-                        let (lo, hi) = if y >= 0 && y < h as isize {
-                            (lo.clamp(ox, ox + span), hi.clamp(ox, ox + span))
-                        } else {
-                            (ox, ox)
-                        };
-                        let line = &mut out[i * ld + at..];
-                        clear(line, 0..lo - ox, run, ld);
-                        if lo < hi {
-                            let x = (lo * stride) as isize + dx;
-                            let from = ((b * h + y as usize) * w + x as usize) * cin + ci;
-                            for (k, from) in self.x[from..].chunks(stride * cin).take(hi - lo).enumerate() {
-                                copy(&from[..run], &mut line[(lo - ox + k) * ld..][..run]);
-                            }
+                // Along each row of the image at once: its lines are read, and the patches written, in order.
+                let (mut b, mut oy, mut ox) = (r0 / (oh * ow), r0 / ow % oh, r0 % ow);
+                let mut i = 0;
+                while i < rows {
+                    let span = (ow - ox).min(rows - i);
+                    for run in &self.runs {
+                        let (from, to) = (run.at.max(c0), (run.at + run.len).min(c0 + cols));
+                        if from >= to {
+                            continue;
                         }
-                        clear(line, hi.max(lo) - ox..span, run, ld);
-                        i += span;
-                        ox = 0;
-                        oy += 1;
-                        if oy == oh {
-                            oy = 0;
-                            b += 1;
+                        let len = to - from;
+                        let y = (oy * stride) as isize + run.dy;
+                        let block = &mut out[i * ld + from - c0..];
+                        if y < 0 || y >= h as isize {
+                            block.chunks_mut(ld).take(span).for_each(|to| clear(&mut to[..len]));
+                            continue;
+                        }
+                        let line = &self.x[(b * h + y as usize) * w * cin..][..w * cin];
+                        let mut at =
+                            ((ox * stride) as isize + run.dx) * cin as isize + (from - run.at) as isize;
+                        for to in block.chunks_mut(ld).take(span) {
+                            let to = &mut to[..len];
+                            if at >= 0 && at as usize + len <= line.len() {
+                                copy(&line[at as usize..][..len], to);
+                            } else {
+                                let lo = (-at).clamp(0, len as isize) as usize;
+                                let hi = (line.len() as isize - at).clamp(lo as isize, len as isize) as usize;
+                                clear(&mut to[..lo]);
+                                if lo < hi {
+                                    let first = (at + lo as isize) as usize;
+                                    copy(&line[first..][..hi - lo], &mut to[lo..hi]);
+                                }
+                                clear(&mut to[hi..]);
+                            }
+                            at += (stride * cin) as isize;
                         }
                     }
-                    at += run;
+                    i += span;
+                    ox = 0;
+                    oy += 1;
+                    if oy == oh {
+                        oy = 0;
+                        b += 1;
+                    }
                 }
             },
         )
@@ -67,27 +100,37 @@ fn inside(dx: isize, w: usize, ow: usize, stride: usize) -> (usize, usize) {
     (lo, ((w as isize - dx).max(0) as usize).div_ceil(stride).clamp(lo, ow))
 }
 
-/// Zeroes the first `run` of every row in `rows`.
 #[inline(always)]
-fn clear<T: Plain>(out: &mut [T], rows: std::ops::Range<usize>, run: usize, ld: usize) {
-    for i in rows {
-        out[i * ld..][..run].fill(T::from_f64(0.0));
+fn clear<T: Plain>(out: &mut [T]) {
+    out.fill(T::from_f64(0.0));
+}
+
+/// In whole vectors, the last one over the end of the one before: the usual runs are 48 to 256 numbers long, too short for
+/// the loops that compilers unroll.
+#[inline(always)]
+fn copy<E: Elem>(from: &[E], to: &mut [E::Acc]) {
+    let n = from.len();
+    if n < LANES {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load());
+        return;
+    }
+    copy_vectors(from, to);
+    if !n.is_multiple_of(LANES) {
+        copy_vectors(&from[n - LANES..], &mut to[n - LANES..]);
     }
 }
 
-/// In whole vectors: the usual runs are 16 to 128 numbers long, too short for the loops that compilers unroll.
+const LANES: usize = 16;
+
+/// All whole vectors, and nothing of the rest.
 #[inline(always)]
-fn copy<E: Elem>(from: &[E], to: &mut [E::Acc]) {
-    const LANES: usize = 16;
-    let (from, from_rest) = from.as_chunks::<LANES>();
-    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+fn copy_vectors<E: Elem>(from: &[E], to: &mut [E::Acc]) {
+    let (from, _) = from.as_chunks::<LANES>();
+    let (to, _) = to.as_chunks_mut::<LANES>();
     for (to, from) in to.iter_mut().zip(from) {
         for j in 0..LANES {
             to[j] = from[j].load();
         }
-    }
-    for (to, from) in to_rest.iter_mut().zip(from_rest) {
-        *to = from.load();
     }
 }
 

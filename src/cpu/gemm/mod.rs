@@ -34,6 +34,7 @@ use crate::cpu::buffer::Buffer;
 use crate::cpu::simd::{Isa, isa, vectorize};
 use crate::tensor::{DType, Elem, Float, Plain};
 use kernel::Kernels;
+use std::borrow::Cow;
 
 /// An activation fused behind a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -269,50 +270,61 @@ fn put<E: Elem, W: Word>(p: &Product<'_, W>, c: &mut [E], ldc: usize, epilogue: 
         };
         // SAFETY: the copy is ours and has m rows of n.
         unsafe { p.run(&out) }
-        let wide: &[W::Acc] = wide;
-        let shared = Shared(c.as_mut_ptr());
+        let (wide, shared) = (Shared(wide.as_mut_ptr()), Shared(c.as_mut_ptr()));
         each(m * n >= 1 << 15, m.div_ceil(64), &|i| {
             for r in i * 64..m.min((i + 1) * 64) {
-                // SAFETY: every row of C is visited once.
-                let c = unsafe { shared.slice(r * ldc, n) };
-                finish(bytemuck::cast_slice(&wide[r * n..(r + 1) * n]), c, r * ldc, epilogue);
+                // SAFETY: every row of C and of its sums is visited once.
+                let (sums, c) = unsafe { (wide.slice(r * n, n), shared.slice(r * ldc, n)) };
+                finish(bytemuck::cast_slice_mut(sums), c, r * ldc, epilogue);
             }
         });
     }
 }
 
-/// One row (or several rows that follow each other) of C from the sums `acc`, `at` elements into C.
+/// One row (or several rows that follow each other) of C from the sums `acc`, which are changed, `at` elements into C.
 /// `epilogue.alpha` is taken as applied.
-pub(crate) fn finish<E: Elem>(acc: &[E::Acc], c: &mut [E], at: usize, epilogue: &Epilogue<'_, E>) {
+pub(crate) fn finish<E: Elem>(acc: &mut [E::Acc], c: &mut [E], at: usize, epilogue: &Epilogue<'_, E>) {
+    /// Numbers that stay in the first-level cache from one pass to the next.
+    const BLOCK: usize = 1024;
     let zero = <E::Acc as Plain>::from_f64(0.0);
-    let len = c.len();
-    let n = epilogue.bias.map_or(len, <[E]>::len).max(1);
+    // A short bias is repeated, so that no loop is shorter than a few vectors.
+    let bias = epilogue.bias.map(|bias| match bias.len() {
+        n if n < 64 && n < c.len() => Cow::Owned(bias.repeat(64usize.div_ceil(n.max(1)))),
+        _ => Cow::Borrowed(bias),
+    });
+    let width = bias.as_ref().map_or(BLOCK, |b| b.len() * (BLOCK / b.len().max(1)).max(1)).max(1);
     vectorize(
         #[inline(always)]
         || {
-            for (i, (c, acc)) in c.chunks_mut(n).zip(acc.chunks(n)).enumerate() {
-                let at = at + i * n;
-                let residual = epilogue.residual.map(|r| &r[at..at + c.len()]);
-                let gate = epilogue.gate.map(|g| &g[at..at + c.len()]);
-                for j in 0..c.len() {
-                    let mut v = acc[j];
-                    if epilogue.accumulate {
-                        v += c[j].load();
-                    }
-                    if let Some(b) = epilogue.bias {
-                        v += b[j].load();
-                    }
-                    if let Some(r) = residual {
-                        v += r[j].load();
-                    }
-                    v = epilogue.act.apply(v);
-                    if let Some(g) = gate
-                        && g[j].load() <= zero
-                    {
-                        v = zero;
-                    }
-                    c[j] = E::store(v);
+            let mut at = at;
+            for (c, acc) in c.chunks_mut(width).zip(acc.chunks_mut(width)) {
+                if epilogue.accumulate {
+                    acc.iter_mut().zip(&*c).for_each(|(a, c)| *a += c.load());
                 }
+                if let Some(bias) = &bias {
+                    for acc in acc.chunks_mut(bias.len().max(1)) {
+                        acc.iter_mut().zip(bias.iter()).for_each(|(a, b)| *a += b.load());
+                    }
+                }
+                if let Some(residual) = epilogue.residual {
+                    acc.iter_mut().zip(&residual[at..]).for_each(|(a, r)| *a += r.load());
+                }
+                match epilogue.act {
+                    Act::None => {}
+                    Act::Relu => acc.iter_mut().for_each(|a| *a = Act::Relu.apply(*a)),
+                    Act::Sigmoid => acc.iter_mut().for_each(|a| *a = Act::Sigmoid.apply(*a)),
+                    Act::Tanh => acc.iter_mut().for_each(|a| *a = Act::Tanh.apply(*a)),
+                    Act::Silu => acc.iter_mut().for_each(|a| *a = Act::Silu.apply(*a)),
+                }
+                match epilogue.gate {
+                    None => c.iter_mut().zip(&*acc).for_each(|(c, a)| *c = E::store(*a)),
+                    Some(gate) => {
+                        for ((c, a), g) in c.iter_mut().zip(&*acc).zip(&gate[at..]) {
+                            *c = E::store(if g.load() <= zero { zero } else { *a });
+                        }
+                    }
+                }
+                at += c.len();
             }
         },
     )
