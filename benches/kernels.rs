@@ -1,5 +1,5 @@
 //! Times the kernels behind every op case that is marked as a benchmark, forward and backward, on random inputs, in f32 and
-//! bf16, and those that are not ops: random numbers, the optimiser, drawing pixel by pixel.
+//! bf16 (products rounded to TF32 as well), and those that are not ops: random numbers, the optimiser, drawing pixel by pixel.
 //! `cargo bench --features cuda --bench kernels [-- FILTER]`. A recording of many calls is replayed, so that the host is
 //! out of the picture. Rates are of the bytes and flops that the case states; % is that of the measured ceiling which is
 //! nearer: a copy within the device, or a large bf16 product (SURPRISAL_BF16_TFLOPS replaces our own product as the
@@ -18,7 +18,7 @@ use surprisal::ops::coupling::{Coupling, coupling, kept_half};
 use surprisal::ops::mixture_cdf::{Mixture, inverse};
 use surprisal::ops::rq_spline::{Spline, rq_spline};
 use surprisal::ops::{
-    Case, OPS,
+    Case, OPS, amp,
     matmul::{matmul, with_wgmma},
     shape,
 };
@@ -30,6 +30,9 @@ use surprisal::{DType, Device, Tensor, autograd};
 /// Larger cases take too long on the emulated device.
 #[cfg(feature = "emulate")]
 const EMULATED_FLOPS: usize = 1_000_000;
+
+/// Ops that multiply f32 numbers rounded to TF32 when asked.
+const ROUNDED: [&str; 5] = ["matmul", "linear", "conv", "masked_conv", "masked_linear"];
 
 fn main() {
     if !cfg!(any(feature = "cuda", feature = "emulate")) {
@@ -58,7 +61,12 @@ fn main() {
         let cases = (op.cases)();
         on_device(&mut || {
             for case in cases.iter().filter(|c| c.bench) {
-                [DType::F32, DType::BF16].into_iter().for_each(|dtype| lines.case(op.name, case, dtype));
+                for dtype in [DType::F32, DType::BF16] {
+                    lines.case(op.name, case, dtype, &format!("{dtype:?}").to_lowercase());
+                }
+                if ROUNDED.contains(&op.name) {
+                    amp::tf32(|| lines.case(op.name, case, DType::F32, "tf32"));
+                }
             }
         });
     }
@@ -130,9 +138,9 @@ fn without_dtype(kernel: &str) -> String {
 }
 
 impl Lines {
-    fn case(&mut self, op: &str, case: &Case, dtype: DType) {
+    fn case(&mut self, op: &str, case: &Case, dtype: DType, numbers: &str) {
         let here = |bytes: usize| bytes * dtype.size() / DType::F32.size();
-        let name = |what: &str| format!("{op}: {}{what}, {dtype:?}", case.name).to_lowercase();
+        let name = |what: &str| format!("{op}: {}{what}, {numbers}", case.name).to_lowercase();
         let to_device = |t: &Tensor| t.to(self.device).expect("room for the inputs");
         let inputs: Vec<Tensor> = cast_inputs(&case.inputs, dtype).iter().map(to_device).collect();
         let cost = Cost { repeats: true, bytes: here(case.bytes), flops: case.flops };
