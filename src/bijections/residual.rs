@@ -1,6 +1,8 @@
 //! Invertible residual layers y = x + g(x), g a contraction (Behrmann et al. 2019; Chen et al. 2019, "Residual flows").
 //!
-//! g is a perceptron with LipSwish, z σ(z) / 1.1, between its layers. Each weight is divided by what its spectral norm
+//! g is a perceptron with LipSwish, z σ(β z) / 1.1 with a learned β > 0 for each layer, between its layers: the bound on its
+//! slope is 1 whatever β is, but its curvature is not. Inputs are small, because the weights of a layer share a norm of
+//! 1, so β starts at 10: with β = 1 units stay where they are nearly straight, and so does the flow. Each weight is divided by what its spectral norm
 //! exceeds Lip^(1/layers) by, so that g's Lipschitz constant is at most Lip < 1. The norm is bounded from above by Gram
 //! iteration (Delattre et al. 2023): with G₀ = W, Gₜ₊₁ = Gₜᵀ Gₜ, ‖W‖ ≤ ‖G_T‖_F^(1/2^T): no vectors to keep, no hope that
 //! a power iteration has converged, and a gradient.
@@ -25,12 +27,15 @@ const GRAM: usize = 5;
 const SURE_TERMS: usize = 2;
 /// The chance of each further term.
 const GO_ON: f64 = 0.5;
+/// β at first.
+const SHARPNESS: f64 = 10.0;
 /// The most steps of the inverse.
 const MAX_STEPS: usize = 1000;
 
-/// y = x + g(x) for x (B, D); parameters `0.weight` (D, H), `0.bias`, `2.weight`, ...
+/// y = x + g(x) for x (B, D); parameters `0.weight` (D, H), `0.bias`, `1.beta` (of which β is the softplus), `2.weight`, ...
 pub struct Residual {
     layers: Vec<(Param, Param)>,
+    sharpness: Vec<Param>,
     lipschitz: f64,
 }
 
@@ -54,7 +59,10 @@ impl Residual {
             let weight = init.param("weight", [pair[0], pair[1]], Initial::FanIn(pair[0]));
             (weight, init.param("bias", [pair[1]], Initial::FanIn(pair[0])))
         };
-        Self { layers: sizes.windows(2).enumerate().map(layer).collect(), lipschitz }
+        let layers: Vec<_> = sizes.windows(2).enumerate().map(layer).collect();
+        let raw = Initial::Constant(SHARPNESS.exp_m1().ln());
+        let sharpness = (0..hidden.len()).map(|i| init.sub(2 * i + 1).param("beta", [1], raw)).collect();
+        Self { layers, sharpness, lipschitz }
     }
 
     fn weights(&self) -> Vec<Tensor> {
@@ -77,10 +85,11 @@ impl Residual {
                 x = z;
                 break;
             }
-            let s = z.sigmoid();
+            let sharp = &z * &self.sharpness[i].get().softplus();
+            let s = sharp.sigmoid();
             x = (&z * &s).affine(1.0 / 1.1, 0.0);
-            // (z σ)' = σ (1 + z (1 − σ)).
-            slopes.push((&s * &(&z * &s.affine(-1.0, 1.0)).affine(1.0, 1.0)).affine(1.0 / 1.1, 0.0));
+            // (z σ(β z))' = σ (1 + β z (1 − σ)).
+            slopes.push((&s * &(&sharp * &s.affine(-1.0, 1.0)).affine(1.0, 1.0)).affine(1.0 / 1.1, 0.0));
         }
         (x, Linearised { weights, slopes })
     }
@@ -188,7 +197,11 @@ impl Bijection for Residual {
     }
 
     fn params(&self) -> Vec<Param> {
-        self.layers.iter().flat_map(|(w, b)| [w.clone(), b.clone()]).collect()
+        self.layers
+            .iter()
+            .flat_map(|(w, b)| [w.clone(), b.clone()])
+            .chain(self.sharpness.iter().cloned())
+            .collect()
     }
 }
 

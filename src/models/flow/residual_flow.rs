@@ -44,7 +44,7 @@ noise = 0.1
 [train]
 steps = 1500
 batch = 256
-lr = 2e-3
+lr = 5e-3
 schedule = { curve = "cosine" }
 patience = 40
 clip = 5.0
