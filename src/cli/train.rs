@@ -162,8 +162,10 @@ fn snapshots(
     for i in 2..=members {
         let (mut member, dir) = member(recipe, dir, i)?;
         let (.., steps) = recipe.train.plan(data.len());
-        member.train.steps = Some(steps.div_ceil(SNAPSHOT));
-        member.train.schedule = Schedule { curve: Curve::Cosine, ..Schedule::default() };
+        let steps = steps.div_ceil(SNAPSHOT);
+        member.train.steps = Some(steps);
+        // Adam begins anew as well, and would step as far as it can in every parameter at once.
+        member.train.schedule = Schedule { curve: Curve::Cosine, warmup: steps / 4, ..Schedule::default() };
         let start = Start::From(last.as_deref().unwrap_or(&*first.model));
         last = Some(one(&member, &dir, start)?.model);
     }
