@@ -7,16 +7,20 @@
 //! q(z_l | z_>l, x) = N(μ_l + Δμ, σ_l² e^Δ),  (Δμ, Δ) = posterior_l(d_l, h_l)
 //! h_l−1 = relu(down_l(z_l, h_l)),  p(x | z) = likelihood(decoder(h_0))
 //! ```
+//! The lowest `maps` layers of an image keep its grid, as in Havtorn et al. 2021: layer l has maps of numbers behind
+//! convolution l of the encoder, whose output is d_l, and `prior`, `posterior` and `down` are convolutions of 3x3. They
+//! hold what is local in any image, and leave to the vectors above what kind of image it is.
+//!
 //! Training maximises E ln p(x | z) − Σ_l KL_l, where a layer whose mean KL over the batch is below `free_bits` nats
 //! counts as `free_bits` (Kingma et al. 2016), so that no layer is switched off early. `log_prob` is ln (1/K) Σ w_k over
 //! K = `importance` samples, a stochastic lower bound.
 //!
-//! **LLR^{>k}** (Havtorn et al. 2021, "Hierarchical VAEs know what they don't know"): the bound L minus L^{>k}, for which
-//! the lowest k layers are drawn from p(z_l | z_>l) instead of q; see [`Hvae::llr`].
+//! **LLR^{>k}** (Havtorn et al. 2021, "Hierarchical VAEs know what they don't know", arXiv:2102.08248): the bound L minus
+//! L^{>k}, for which the lowest k layers are drawn from p(z_l | z_>l) instead of q; see [`Hvae::llr`].
 
 use super::likelihood::{Likelihood, Observation, Observer};
 use super::network::{Decoder, Encoder, Layer, Sizes};
-use super::posterior::{LogMean, Posterior};
+use super::posterior::Posterior;
 use crate::autograd;
 use crate::cpu::gemm::Act;
 use crate::data::Dataset;
@@ -42,8 +46,9 @@ pub const INFO: ModelInfo = ModelInfo {
     tiny: &[
         "shape=[4, 4, 1]",
         "channels=[3]",
-        "hidden=[24, 16, 12]",
-        "latents=[3, 2, 2]",
+        "hidden=[16, 12]",
+        "maps=[2]",
+        "latents=[3, 2]",
         "free_bits=0.01",
         "importance=3",
     ],
@@ -57,8 +62,9 @@ pub const INFO: ModelInfo = ModelInfo {
 const HVAE28: &str = r#"
 shape = [28, 28, 1]
 channels = [32, 64]
-hidden = [256, 128, 64]
-latents = [32, 16, 8]
+maps = [8]
+hidden = [128, 64]
+latents = [16, 8]
 likelihood = "bernoulli"
 levels = 256
 components = 1
@@ -79,9 +85,12 @@ pub struct Config {
     pub shape: Vec<usize>,
     /// Channels behind each 4x4/2 convolution of the encoder, mirrored in the decoder; none for a perceptron.
     pub channels: Vec<usize>,
-    /// Width of the features of each layer, lowest first.
+    /// Numbers per pixel of the latent behind each of the first convolutions, lowest first; may be empty.
+    #[serde(default)]
+    pub maps: Vec<usize>,
+    /// Width of the features of each layer of vectors, lowest first.
     pub hidden: Vec<usize>,
-    /// Numbers in the latent of each layer, lowest first.
+    /// Numbers in the latent of each layer of vectors, lowest first.
     pub latents: Vec<usize>,
     /// The family of p(x | z).
     pub likelihood: Likelihood,
@@ -97,7 +106,9 @@ pub struct Config {
 
 /// One latent layer.
 struct Rung {
-    /// From the features below; none for the lowest, which has the encoder's.
+    /// Of the latent of one example: (D) or (H, W, C).
+    latent: Vec<usize>,
+    /// From the features below; none for those that the encoder gives.
     up: Option<Layer>,
     /// Of the features and of what comes from above.
     posterior: Layer,
@@ -135,34 +146,35 @@ impl Hvae {
     /// When the configuration is impossible.
     pub fn new(config: Config, dtype: DType, rng: &mut Philox) -> Result<Self> {
         let fail = |what: String| Err(Error::new(ErrorKind::Usage, format!("hvae: {what}")));
-        let Config {
-            shape,
-            channels,
-            hidden,
-            latents,
-            likelihood,
-            levels,
-            components,
-            free_bits,
-            importance,
-        } = config.clone();
-        if hidden.len() != latents.len() || !(2..=32).contains(&latents.len()) {
+        let Config { shape, channels, maps, hidden, latents, likelihood, levels, components, .. } =
+            config.clone();
+        if hidden.len() != latents.len() || latents.is_empty() {
             return fail(format!(
-                "{} widths for {} latents; expected as many, 2 to 32",
+                "{} widths for {} latents; expected as many, and one at least",
                 hidden.len(),
                 latents.len()
             ));
         }
-        for (key, value) in [("importance", importance), ("components", components)] {
+        if maps.len() > channels.len() {
+            return fail(format!(
+                "{} latents with maps; expected at most one for each of {} convolutions",
+                maps.len(),
+                channels.len()
+            ));
+        }
+        if !(2..=32).contains(&(maps.len() + latents.len())) {
+            return fail(format!("{} layers of latents; expected 2 to 32", maps.len() + latents.len()));
+        }
+        for (key, value) in [("importance", config.importance), ("components", components)] {
             if value == 0 || value > 1 << 20 {
                 return fail(format!("{key} = {value}; expected 1 to {}", 1 << 20));
             }
         }
-        if !(free_bits >= 0.0 && free_bits.is_finite()) {
-            return fail(format!("free_bits = {free_bits}; expected a number of at least 0"));
+        if !(config.free_bits >= 0.0 && config.free_bits.is_finite()) {
+            return fail(format!("free_bits = {}; expected a number of at least 0", config.free_bits));
         }
-        if latents.iter().chain(&hidden).any(|&n| n == 0 || n > 1 << 13) {
-            return fail("hidden and latents: expected sizes of 1 to 8192".into());
+        if latents.iter().chain(&hidden).chain(&maps).any(|&n| n == 0 || n > 1 << 13) {
+            return fail("maps, hidden and latents: expected sizes of 1 to 8192".into());
         }
         let sizes = Sizes { shape, channels, hidden: vec![hidden[0]] };
         let per_pixel = Observer::per_pixel(likelihood, &sizes.shape, components);
@@ -173,26 +185,39 @@ impl Hvae {
             Observer::new(&mut init, "hvae", likelihood, &sizes.shape, (levels, components), dtype)?;
         let encoder =
             Encoder::new(&mut init.sub("enc"), &Sizes { hidden: Vec::new(), ..sizes.clone() }, hidden[0]);
+        let grids = maps.iter().enumerate().map(|(i, &n)| {
+            let mut init = init.sub(format_args!("grids.{i}"));
+            let c = sizes.channels[i];
+            Rung {
+                latent: vec![sizes.shape[0] >> (i + 1), sizes.shape[1] >> (i + 1), n],
+                up: None,
+                posterior: Layer::conv(&mut init, "posterior", 2 * c, 2 * n),
+                prior: Some(Layer::conv(&mut init, "prior", c, 2 * n)),
+                down: Layer::conv(&mut init, "down", n + c, c),
+            }
+        });
+        let mut rungs: Vec<Rung> = grids.collect();
         let top = latents.len() - 1;
-        let rungs = (0..=top)
-            .map(|l| {
-                let mut init = init.sub(format_args!("layers.{l}"));
-                let from_above = if l < top { hidden[l] } else { 0 };
-                let up = (l > 0).then(|| Layer::dense(&mut init, "up", hidden[l - 1], hidden[l]));
-                let posterior = Layer::dense(&mut init, "posterior", hidden[l] + from_above, 2 * latents[l]);
-                let prior = (l < top).then(|| Layer::dense(&mut init, "prior", hidden[l], 2 * latents[l]));
-                let below = hidden[l.saturating_sub(1)];
-                let down = Layer::dense(&mut init, "down", latents[l] + from_above, below);
-                Rung { up, posterior, prior, down }
-            })
-            .collect();
+        rungs.extend((0..=top).map(|l| {
+            let mut init = init.sub(format_args!("layers.{l}"));
+            let from_above = if l < top { hidden[l] } else { 0 };
+            let below = hidden[l.saturating_sub(1)];
+            Rung {
+                latent: vec![latents[l]],
+                up: (l > 0).then(|| Layer::dense(&mut init, "up", hidden[l - 1], hidden[l])),
+                posterior: Layer::dense(&mut init, "posterior", hidden[l] + from_above, 2 * latents[l]),
+                prior: (l < top).then(|| Layer::dense(&mut init, "prior", hidden[l], 2 * latents[l])),
+                down: Layer::dense(&mut init, "down", latents[l] + from_above, below),
+            }
+        }));
         let decoder = Decoder::new(&mut init.sub("dec"), &sizes, hidden[0], per_pixel);
         Ok(Self { config, dtype, store, observer, encoder, rungs, decoder })
     }
 
-    /// LLR^{>k} (B, L − 1) of the examples x (B, ...), column k − 1 for k = 1 .. L − 1: the bound on ln p(x) with all
-    /// layers inferred, minus the bound with the lowest k drawn from their prior given the ones above. In nats, both
-    /// bounds by `samples` importance samples. What only low layers explain (edges, textures, any image's) counts
+    /// LLR^{>k} (B, L − 1) of the examples x (B, ...), column k − 1 for k = 1 .. L − 1: the evidence lower bound with
+    /// all layers inferred, minus the bound with the lowest k drawn from their prior given the ones above. In nats, both
+    /// means over `samples` draws. (Of the importance-weighted bound, many draws from the prior would find one that
+    /// explains what the upper layers do not know.) What only low layers explain (edges, textures, any image's) counts
     /// high; where the high layers suffice it is small. Memory does not depend on the number of samples.
     ///
     /// # Panics
@@ -204,9 +229,12 @@ impl Hvae {
             let of = self.observer.observe(x, rng);
             let features = self.ascend(&of);
             let mut bound = |lowest: usize| {
-                let mut mean = LogMean::new(x.shape()[0]);
-                self.weigh(&of, &features, samples, lowest, rng, |log_weights| mean.add(&log_weights));
-                mean.finish(0.0).nats
+                let mut sum = vec![0.0; x.shape()[0]];
+                self.weigh(&of, &features, samples, lowest, rng, |log_weights| {
+                    let parts = log_weights.sum_examples().to_f64_vec();
+                    sum.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part / samples as f64);
+                });
+                sum
             };
             let whole = bound(0);
             let parts: Vec<Vec<f64>> = (1..self.rungs.len()).map(&mut bound).collect();
@@ -216,14 +244,38 @@ impl Hvae {
         })
     }
 
-    /// d_l (B, hidden_l), lowest first.
+    /// d_l (B, ...), lowest first.
     fn ascend(&self, of: &Observation) -> Vec<Tensor> {
-        let mut features = vec![relu(&self.encoder.run(&of.input))];
-        for rung in &self.rungs[1..] {
-            let up = rung.up.as_ref().expect("layers above the lowest go up");
+        let (mut features, lowest) = self.encoder.ladder(&of.input, self.config.maps.len());
+        features.push(relu(&lowest));
+        for rung in self.rungs.iter().filter(|rung| rung.up.is_some()) {
+            let up = rung.up.as_ref().expect("filtered");
             features.push(up.apply(&features[features.len() - 1], Act::Relu));
         }
         features
+    }
+
+    /// From the top to the decoder's outputs for `rows` rows; `choose` draws z_l, given l, p(z_l | z_>l) and h_l.
+    fn pass_down(
+        &self,
+        rows: usize,
+        mut choose: impl FnMut(usize, Posterior, Option<&Tensor>) -> Tensor,
+    ) -> Tensor {
+        let maps = self.config.maps.len();
+        let mut above: Option<Tensor> = None;
+        for (l, rung) in self.rungs.iter().enumerate().rev() {
+            // Between two grids, and between the vectors and the first one, stand the decoder's layers.
+            if l + 1 == maps {
+                above = above.map(|h| self.decoder.unfold(&h, maps));
+            } else if l + 1 < maps {
+                above = above.map(|h| self.decoder.lift(&h, l + 2));
+            }
+            let z = choose(l, self.prior(rung, above.as_ref(), rows), above.as_ref());
+            let down = above.as_ref().map_or(z.clone(), |h| beside(&z, h));
+            above = Some(rung.down.apply(&down, Act::Relu));
+        }
+        let lowest = above.expect("there is a layer");
+        if maps > 0 { self.decoder.lift(&lowest, 1) } else { self.decoder.run(&lowest) }
     }
 
     /// One pass down with `samples` draws for each of B examples, the lowest `lowest` layers from the prior.
@@ -237,32 +289,23 @@ impl Hvae {
     ) -> Descent {
         let b = features[0].shape()[0];
         let rows = b * samples;
-        let mut above: Option<Tensor> = None;
         let mut log_ratio = Tensor::zeros([rows], self.dtype);
         let mut kls = Vec::new();
-        for (l, rung) in self.rungs.iter().enumerate().rev() {
-            let latent = self.config.latents[l];
-            let prior = self.prior(rung, above.as_ref(), rows, latent);
-            let noise = rng.normal([rows, latent], self.dtype);
-            let z = if l < lowest {
-                sampled(&prior, &noise)
-            } else {
-                let w = features[l].shape()[1];
-                let known = features[l].reshape([b, 1, w]).broadcast_to([b, samples, w]).reshape([rows, w]);
-                let seen = above.as_ref().map_or(known.clone(), |h| concat(&[&known, h], 1));
-                let change = Posterior::of(&rung.posterior.apply(&seen, Act::None));
-                let q =
-                    Posterior { mean: &prior.mean + &change.mean, log_var: &prior.log_var + &change.log_var };
-                let z = sampled(&q, &noise);
-                log_ratio = &log_ratio + &log_ratio_of(&prior, &q, &z, &noise);
-                kls.push(kl(&q, &prior).reshape([b, samples]));
-                z
-            };
-            let down = above.as_ref().map_or(z.clone(), |h| concat(&[&z, h], 1));
-            above = Some(rung.down.apply(&down, Act::Relu));
-        }
-        let features = above.expect("there is a layer");
-        let log_likelihood = self.observer.log_likelihood(&self.decoder.run(&features), of);
+        let outputs = self.pass_down(rows, |l, prior, above| {
+            let noise = rng.normal(prior.mean.shape(), self.dtype);
+            if l < lowest {
+                return sampled(&prior, &noise);
+            }
+            let known = repeated(&features[l], samples);
+            let seen = above.map_or(known.clone(), |h| beside(&known, h));
+            let change = Posterior::of(&self.rungs[l].posterior.apply(&seen, Act::None));
+            let q = Posterior { mean: &prior.mean + &change.mean, log_var: &prior.log_var + &change.log_var };
+            let z = sampled(&q, &noise);
+            log_ratio = &log_ratio + &log_ratio_of(&prior, &q, &z, &noise);
+            kls.push(kl(&q, &prior).reshape([b, samples]));
+            z
+        });
+        let log_likelihood = self.observer.log_likelihood(&outputs, of);
         Descent {
             log_likelihood: log_likelihood.reshape([b, samples]),
             log_ratio: log_ratio.reshape([b, samples]),
@@ -270,12 +313,12 @@ impl Hvae {
         }
     }
 
-    /// p(z_l | z_>l) given what comes from above (rows, hidden_l).
-    fn prior(&self, rung: &Rung, above: Option<&Tensor>, rows: usize, latent: usize) -> Posterior {
+    /// p(z_l | z_>l) given what comes from above (rows, ...).
+    fn prior(&self, rung: &Rung, above: Option<&Tensor>, rows: usize) -> Posterior {
         match (&rung.prior, above) {
             (Some(prior), Some(h)) => Posterior::of(&prior.apply(h, Act::None)),
             _ => {
-                let zeros = Tensor::zeros([rows, latent], self.dtype);
+                let zeros = Tensor::zeros([&[rows], &rung.latent[..]].concat(), self.dtype);
                 Posterior { mean: zeros.clone(), log_var: zeros }
             }
         }
@@ -300,12 +343,24 @@ impl Hvae {
     }
 }
 
+/// x and y along the last axis.
+fn beside(x: &Tensor, y: &Tensor) -> Tensor {
+    concat(&[x, y], x.rank() - 1)
+}
+
+/// (B, ...) to (B · S, ...), each example S times in a row.
+fn repeated(x: &Tensor, samples: usize) -> Tensor {
+    let (b, one) = (x.shape()[0], x.len() / x.shape()[0]);
+    let rows = x.reshape([b, 1, one]).broadcast_to([b, samples, one]);
+    rows.reshape([&[b * samples], &x.shape()[1..]].concat())
+}
+
 /// μ + σ ε.
 fn sampled(q: &Posterior, noise: &Tensor) -> Tensor {
     &q.mean + &(&q.log_var.affine(0.5, 0.0).exp() * noise)
 }
 
-/// ln p(z) − ln q(z) (rows,) for z = μ_q + σ_q ε.
+/// ln p(z) − ln q(z) (rows,), summed over the latent, for z = μ_q + σ_q ε.
 fn log_ratio_of(p: &Posterior, q: &Posterior, z: &Tensor, noise: &Tensor) -> Tensor {
     let standard = (z - &p.mean).square();
     let terms = &(&standard * &p.log_var.affine(-1.0, 0.0).exp()) - &noise.square();
@@ -346,17 +401,11 @@ impl Model for Hvae {
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
         options.check("hvae", 0)?;
         Ok(autograd::no_grad(|| {
-            let mut above: Option<Tensor> = None;
-            for (l, rung) in self.rungs.iter().enumerate().rev() {
-                let latent = self.config.latents[l];
-                let prior = self.prior(rung, above.as_ref(), n, latent);
-                let noise = rng.normal([n, latent], self.dtype).affine(options.temperature, 0.0);
-                let z = sampled(&prior, &noise);
-                let down = above.as_ref().map_or(z.clone(), |h| concat(&[&z, h], 1));
-                above = Some(rung.down.apply(&down, Act::Relu));
-            }
-            let features = above.expect("there is a layer");
-            self.observer.sample(&self.decoder.run(&features), options.temperature, rng)
+            let outputs = self.pass_down(n, |_, prior, _| {
+                let noise = rng.normal(prior.mean.shape(), self.dtype);
+                sampled(&prior, &noise.affine(options.temperature, 0.0))
+            });
+            self.observer.sample(&outputs, options.temperature, rng)
         }))
     }
 

@@ -32,13 +32,23 @@ impl Layer {
         Self::new(init, name, &[inputs, outputs], inputs, outputs)
     }
 
+    /// A convolution of 3x3 pixels that keeps the grid.
+    pub(super) fn conv(init: &mut Init, name: impl Display, inputs: usize, outputs: usize) -> Self {
+        Self::new(init, name, &[3, 3, inputs, outputs], 9 * inputs, outputs)
+    }
+
     fn new(init: &mut Init, name: impl Display, shape: &[usize], fan_in: usize, outputs: usize) -> Self {
         let (mut init, start) = (init.sub(name), Initial::FanIn(fan_in));
         Self { weight: init.param("weight", shape, start), bias: init.param("bias", [outputs], start) }
     }
 
+    /// Of the last axis of x: dense for every row or pixel, or a convolution of (B, H, W, C).
     pub(super) fn apply(&self, x: &Tensor, act: Act) -> Tensor {
-        linear(x, &self.weight.get(), Some(&self.bias.get()), act)
+        let (weight, bias) = (self.weight.get(), self.bias.get());
+        if weight.rank() == 4 {
+            return conv2d(x, &weight, Some(&bias), None, ConvSpec::same(weight.shape()[0]).act(act));
+        }
+        linear(x, &weight, Some(&bias), act)
     }
 }
 
@@ -142,17 +152,26 @@ impl Down {
 
     /// (B, H, W, C) to (B, h, w, c).
     pub(super) fn run(&self, x: &Tensor) -> Tensor {
+        self.ladder(x, 0).1
+    }
+
+    /// What is behind each of the first `kept` convolutions, and behind the last.
+    fn ladder(&self, x: &Tensor, kept: usize) -> (Vec<Tensor>, Tensor) {
         let (mut x, last) = (x.clone(), self.0.len().saturating_sub(1));
+        let mut grids = Vec::with_capacity(kept);
         for (i, conv) in self.0.iter().enumerate() {
-            // A relu between two convolutions is undone by the second one's input gradient.
+            // A relu that only the next convolution reads is undone by that one's input gradient.
             let spec = ConvSpec {
-                gates_input: i > 0,
-                gated_by_consumer: i < last,
+                gates_input: i > kept,
+                gated_by_consumer: i >= kept && i < last,
                 ..ConvSpec::strided(STRIDE, 1).relu()
             };
             x = conv2d(&x, &conv.weight.get(), Some(&conv.bias.get()), None, spec);
+            if i < kept {
+                grids.push(x.clone());
+            }
         }
-        x
+        (grids, x)
     }
 }
 
@@ -173,11 +192,20 @@ impl Up {
 
     /// (R, h, w, c) to (R, H, W, `per_pixel`).
     pub(super) fn run(&self, x: &Tensor) -> Tensor {
-        let (mut x, last) = (x.clone(), self.0.len().saturating_sub(1));
-        for (i, conv) in self.0.iter().enumerate() {
-            let up =
-                ConvSpec { gates_input: i > 0, gated_by_consumer: i < last, ..ConvSpec::strided(STRIDE, 1) };
-            let up = if i < last { up.relu() } else { up };
+        self.between(x, self.0.len(), 0)
+    }
+
+    /// From the grid behind `from` of the encoder's convolutions to that behind `to`.
+    fn between(&self, x: &Tensor, from: usize, to: usize) -> Tensor {
+        let mut x = x.clone();
+        for level in (to..from).rev() {
+            let conv = &self.0[self.0.len() - 1 - level];
+            let up = ConvSpec {
+                gates_input: level + 1 < from,
+                gated_by_consumer: level > to,
+                ..ConvSpec::strided(STRIDE, 1)
+            };
+            let up = if level > 0 { up.relu() } else { up };
             x = conv2d_transposed(&x, &conv.weight.get(), Some(&conv.bias.get()), up);
         }
         x
@@ -203,8 +231,14 @@ impl Encoder {
     }
 
     pub(super) fn run(&self, x: &Tensor) -> Tensor {
-        let (x, b) = (self.down.run(x), x.shape()[0]);
-        dense(&self.dense, x.reshape([b, x.len() / b]), Act::None)
+        self.ladder(x, 0).1
+    }
+
+    /// What is behind each of the first `kept` convolutions, (B, h, w, c), and the outputs.
+    pub(super) fn ladder(&self, x: &Tensor, kept: usize) -> (Vec<Tensor>, Tensor) {
+        let (grids, x) = self.down.ladder(x, kept);
+        let b = x.shape()[0];
+        (grids, dense(&self.dense, x.reshape([b, x.len() / b]), Act::None))
     }
 }
 
@@ -228,11 +262,22 @@ impl Decoder {
     }
 
     pub(super) fn run(&self, z: &Tensor) -> Tensor {
-        let (rows, [h, w, c]) = (z.shape()[0], self.bottom);
         if self.up.0.is_empty() {
             return dense(&self.dense, z.clone(), Act::None);
         }
-        self.up.run(&dense(&self.dense, z.clone(), Act::Relu).reshape([rows, h, w, c]))
+        self.unfold(z, 0)
+    }
+
+    /// From z (R, latent) to the grid (R, h, w, c) behind `to` of the encoder's convolutions, of which there are some.
+    pub(super) fn unfold(&self, z: &Tensor, to: usize) -> Tensor {
+        let (rows, [h, w, c]) = (z.shape()[0], self.bottom);
+        let top = dense(&self.dense, z.clone(), Act::Relu).reshape([rows, h, w, c]);
+        self.up.between(&top, self.up.0.len(), to)
+    }
+
+    /// From the grid behind `from` of the encoder's convolutions to that behind one less.
+    pub(super) fn lift(&self, grid: &Tensor, from: usize) -> Tensor {
+        self.up.between(grid, from, from - 1)
     }
 
     /// The most numbers that one row holds at once in any layer.

@@ -17,10 +17,11 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// From an encoder's output (B, 2 L): means, then log-variances, held within ±20.
+    /// From an encoder's output (B, ..., 2 L): means, then log-variances, held within ±20.
     pub(super) fn of(outputs: &Tensor) -> Self {
-        let l = outputs.shape()[1] / 2;
-        Self { mean: outputs.narrow(1, 0, l), log_var: outputs.narrow(1, l, l).clamp(-20.0, 20.0) }
+        let last = outputs.rank() - 1;
+        let l = outputs.shape()[last] / 2;
+        Self { mean: outputs.narrow(last, 0, l), log_var: outputs.narrow(last, l, l).clamp(-20.0, 20.0) }
     }
 
     /// The same numbers, not recorded.
