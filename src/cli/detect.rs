@@ -214,7 +214,8 @@ fn cut(args: &Args, common: &Common, pipeline: &Pipeline, scores: &[f64]) -> Res
         say(
             common,
             format!(
-                "{name}: above {cut:.4} is an anomaly; {alpha} of normal rows is expected there, by {rows} held-out scores"
+                "{name}: above {cut:.4} is an anomaly; {} of normal rows is expected there, by {rows} held-out scores",
+                output::short(alpha)
             ),
         );
         return Ok(cut);

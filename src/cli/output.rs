@@ -48,3 +48,8 @@ pub fn thousands(n: usize) -> String {
     }
     out
 }
+
+/// x with three significant digits.
+pub fn short(x: f64) -> f64 {
+    format!("{x:.2e}").parse().unwrap_or(x)
+}

@@ -21,12 +21,11 @@ const ALPHA: f64 = 0.01;
 pub struct Args {
     /// A model file, or the folder that `train` wrote
     model: PathBuf,
-    /// The data to score; - reads rows of numbers from standard input, line by line
+    /// The data to score; - reads rows from standard input, line by line: cells as in CSV (a header may name them) or JSON
     data: PathBuf,
     #[command(flatten)]
     reading: inputs::Reading,
-    /// The scorer (`list scorers`) [default: likelihood_ratio with a background model, else complexity_png for images,
-    /// else typicality]
+    /// The scorer (`list scorers`) [default: likelihood_ratio with a background model, else auto]
     #[arg(long, value_name = "NAME")]
     scorer: Option<String>,
     /// The background model of likelihood ratios
@@ -99,14 +98,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let scorer = args.scorer.as_deref().map(scorers::find).transpose()?;
     let judges = open(common, &args.model, args.background.as_deref())?;
     let input = judges.model.model.input();
-    let image = input.shape.len() == 3 && input.dtypes.contains(&crate::DType::U8);
     let scorer = match scorer {
         Some(scorer) => scorer,
-        None => scorers::find(match (&args.background, image) {
-            (Some(_), _) => "likelihood_ratio",
-            (None, true) => "complexity_png",
-            (None, false) => "typicality",
-        })?,
+        None => scorers::find(if args.background.is_some() { "likelihood_ratio" } else { "auto" })?,
     };
     let stdin = args.data == Path::new("-");
     let data = if stdin { None } else { Some(args.reading.open_for(&args.data, &judges.model)?) };
@@ -181,7 +175,8 @@ fn decider(args: &Args, common: &Common, calibration: Calibration) -> Result<Dec
             say(
                 common,
                 format!(
-                    "{name}: above {threshold:.3} is an anomaly; {alpha} of normal data is expected there, by {rows} held-out scores"
+                    "{name}: above {threshold:.3} is an anomaly; {} of normal data is expected there, by {rows} held-out scores",
+                    output::short(alpha)
                 ),
             );
             Rule::Threshold(threshold)

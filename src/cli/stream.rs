@@ -1,4 +1,4 @@
-//! `score -`: rows of numbers from standard input, each judged and flushed before the next is read.
+//! `score -`: rows from standard input ([`crate::data::RowReader`]), each judged and flushed before the next is read.
 
 use super::Common;
 use super::progress::say;
@@ -51,8 +51,8 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
     let mut out = std::io::stdout().lock();
     let mut reader = std::io::stdin().lock();
     let schema = judges.model.meta.data.as_ref().and_then(|d| d.schema.as_ref());
-    let columns = schema.map(RowReader::new);
     let dims: usize = input.shape.iter().product();
+    let mut rows = RowReader::new(schema, dims);
     let (mut text, mut line_number, mut index) = (Vec::new(), 0u64, 0);
     let mut emit = |line: &str| match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
@@ -80,12 +80,10 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
             );
             return Err(Error::new(ErrorKind::Format, message));
         }
-        if text.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let row = parse(&text, &input, columns.as_ref()).map_err(|what| {
+        let row = parse(&text, &input, &mut rows).map_err(|what| {
             Error::new(ErrorKind::Format, format!("standard input, line {line_number}: {what}"))
         })?;
+        let Some(row) = row else { continue };
         let mut data = Dataset::new("standard input", row);
         input.check(&data).map_err(|e| e.at(format!("line {line_number}")))?;
         data.name = format!("standard input, line {line_number}");
@@ -123,27 +121,10 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
     }
 }
 
-/// One row of cells, separated by commas, semicolons, spaces or tabs, or a JSON array of numbers. An empty cell is a
-/// missing one. With a schema the cells are those of its columns, in its order.
-fn parse(line: &[u8], input: &Input, columns: Option<&RowReader>) -> std::result::Result<Tensor, String> {
-    let text = std::str::from_utf8(line).map_err(|_| "not UTF-8".to_string())?.trim();
-    let text = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    let cells: Vec<&str> = match text.contains([',', ';', '\t']) {
-        true => text.split([',', ';', '\t']).map(str::trim).collect(),
-        false => text.split_whitespace().collect(),
-    };
-    let dims: usize = input.shape.iter().product();
-    if cells.len() != dims {
-        return Err(format!("{} cells; the model expects {dims}", cells.len()));
-    }
-    let number = |(i, cell): (usize, &&str)| match *cell {
-        "" | "null" | "NaN" | "nan" => Ok(f64::NAN),
-        cell => cell.parse().map_err(|_| format!("cell {i}: \"{cell}\" is no number")),
-    };
-    let numbers: Vec<f64> = match columns {
-        Some(columns) => columns.read(&cells)?,
-        None => cells.iter().enumerate().map(number).collect::<std::result::Result<_, _>>()?,
-    };
+/// The row in a line, if it has one, as the model takes it.
+fn parse(line: &[u8], input: &Input, rows: &mut RowReader) -> std::result::Result<Option<Tensor>, String> {
+    let text = std::str::from_utf8(line).map_err(|_| "not UTF-8".to_string())?;
+    let Some(numbers) = rows.read(text)? else { return Ok(None) };
     let dtype = input.dtypes.first().copied().unwrap_or(DType::F32);
     let (possible, wanted): (fn(f64, bool) -> bool, &str) = match dtype {
         DType::U8 => (|x, _| x.fract() == 0.0 && (0.0..=255.0).contains(&x), "0 to 255"),
@@ -155,48 +136,25 @@ fn parse(line: &[u8], input: &Input, columns: Option<&RowReader>) -> std::result
     }
     let mut shape = vec![1];
     shape.extend(&input.shape);
-    Ok(with_plain!(dtype, T => Tensor::from_fn(shape, |i| <T as Plain>::from_f64(numbers[i]))))
+    Ok(Some(with_plain!(dtype, T => Tensor::from_fn(shape, |i| <T as Plain>::from_f64(numbers[i])))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Column, ColumnKind, Schema};
 
     #[test]
-    fn rows_in_many_dresses() {
-        let input = Input { shape: vec![3], dtypes: &[DType::F32], missing: true, ..Default::default() };
-        for line in ["1,2.5,-3e2", " 1 ; 2.5;-3e2 \r\n", "[1, 2.5, -300]\n", "1 2.5 -300", "1\t2.5\t-300"] {
-            assert_eq!(
-                parse(line.as_bytes(), &input, None).unwrap().to_f64_vec(),
-                [1.0, 2.5, -300.0],
-                "{line:?}"
-            );
+    fn rows_are_what_the_model_takes() {
+        let read = |line: &[u8], input: &Input| parse(line, input, &mut RowReader::new(None, 2));
+        let floats = Input { shape: vec![2], dtypes: &[DType::F32], missing: true, ..Default::default() };
+        assert!(read(b"1,", &floats).unwrap().unwrap().to_f64_vec()[1].is_nan());
+        assert_eq!(read(b"\r\n", &floats).unwrap().map(|row| row.to_f64_vec()), None);
+        for line in [&b"1,inf"[..], b"\xff", b"1"] {
+            assert!(read(line, &floats).is_err(), "{line:?}");
         }
-        assert!(parse(b"1,,3", &input, None).unwrap().to_f64_vec()[1].is_nan());
-        for (line, words) in
-            [("1,2", "expects 3"), ("1,2,x", "cell 2"), ("1,2,inf", "cell 2"), ("\u{fffd}", "1 cells")]
-        {
-            let message = parse(line.as_bytes(), &input, None).unwrap_err();
-            assert!(message.contains(words), "{line:?}: {message}");
-        }
-        let kinds = ColumnKind::Categorical { levels: vec!["red".into(), "blue".into()] };
-        let column = |i: usize, kind: &ColumnKind| Column {
-            name: format!("c{i}"),
-            kind: kind.clone(),
-            nullable: true,
-        };
-        let columns =
-            vec![column(0, &kinds), column(1, &ColumnKind::Numeric), column(2, &ColumnKind::Boolean)];
-        let schema = Schema { columns };
-        let reader = RowReader::new(&schema);
-        let row = parse(b"blue, 2.5, true", &input, Some(&reader)).unwrap();
-        assert_eq!(row.to_f64_vec(), [1.0, 2.5, 1.0]);
-        assert!(parse(b"green,1,0", &input, Some(&reader)).unwrap_err().contains("c0"));
-        assert!(parse(b"\xff", &input, None).is_err());
         let bytes = Input { shape: vec![1, 2, 1], dtypes: &[DType::U8], ..Default::default() };
-        assert_eq!(parse(b"0,255", &bytes, None).unwrap().as_slice::<u8>(), [0, 255]);
-        assert!(parse(b"0,256", &bytes, None).unwrap_err().contains("0 to 255"));
-        assert!(parse(b"0,", &bytes, None).is_err());
+        assert_eq!(read(b"0,255", &bytes).unwrap().unwrap().as_slice::<u8>(), [0, 255]);
+        assert!(read(b"0,256", &bytes).unwrap_err().contains("0 to 255"));
+        assert!(read(b"0,", &bytes).is_err());
     }
 }

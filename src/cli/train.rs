@@ -2,14 +2,14 @@
 
 use super::progress::{self, Training, say};
 use super::{Common, inputs, output};
-use crate::calibrate::calibrate;
+use crate::calibrate::{MOST_HELD_OUT, held_out};
 use crate::cpu::par;
 use crate::cuda::Device;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
-use crate::evidence::{Compressor, Evidence, Need};
+use crate::evidence::{Compressor, Evidence};
 use crate::models::config::{self, Recipe};
-use crate::models::file::{self, DataStats, HeldOut, Meta};
+use crate::models::file::{self, DataStats, Meta};
 use crate::models::{Kind, MODELS, Model};
 use crate::train::{Amp, Checkpoints, Curve, Fit, FitOptions, Schedule, checkpoint, fit};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,6 @@ use std::path::{Path, PathBuf};
 /// Mutation rate of background models unless `train.mutation` is set: the upper end of the rates that Ren et al. 2019
 /// tried.
 pub const BACKGROUND_MUTATION: f64 = 0.3;
-/// The most held-out rows that are kept for calibration: they promise false-alarm rates down to 0.001.
-const MAX_HELD_OUT: usize = 2000;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -226,7 +224,7 @@ pub struct Validation {
 impl Validation {
     /// `rows`, the first of which calibrate.
     pub fn new(rows: &Dataset) -> Self {
-        let shared = Evidence::new(rows.take(MAX_HELD_OUT), Vec::new(), Kind::Exact);
+        let shared = Evidence::new(rows.take(MOST_HELD_OUT), Vec::new(), Kind::Exact);
         Self { rows: rows.clone(), shared }
     }
 
@@ -265,24 +263,14 @@ pub fn train(
     let mut observer = Training::new(common, format!("{}{background}{member}", recipe.preset), images);
     let fit = fit(&*model, data, validation.map(|v| &v.rows), &options, &mut observer)?;
     drop(observer);
-    let calibration = validation.map(|v| held_out(common, &*model, &options, &v.shared)).transpose()?;
+    let calibration = validation.map(|v| {
+        let found = inputs::evaluate(common, &*model, options.seed, v.shared.data())?;
+        held_out(&v.shared.judged_by(found.nats, found.kind))
+    });
+    let calibration = calibration.transpose()?;
     let training = serde_json::to_value(&fit)
         .map_err(|e| Error::new(ErrorKind::Model, format!("training summary: {e}")))?;
     let meta = Meta { training: Some(training), calibration, ..meta };
     file::save(dir.join(checkpoint::MODEL), &file::tensors(&*model), &meta)?;
     Ok(Trained { model, meta, fit })
-}
-
-/// Fits and calibrates every scorer that needs this model alone and no costly statistics.
-fn held_out(common: &Common, model: &dyn Model, options: &FitOptions, shared: &Evidence) -> Result<HeldOut> {
-    let found = inputs::evaluate(common, model, options.seed, shared.data())?;
-    let evidence = shared.judged_by(found.nats, found.kind);
-    let alone = |need: &Need| matches!(need, Need::Values | Need::Images);
-    Ok(HeldOut {
-        fingerprint: file::fingerprint(&evidence.data().values),
-        shape: evidence.data().example_shape().to_vec(),
-        kind: evidence.kind,
-        scorers: calibrate(&evidence, &|info| info.needs.iter().all(alone))?,
-        nats: evidence.nats,
-    })
 }

@@ -229,18 +229,27 @@ impl<'a> Text<'a> {
 }
 
 /// Turns the cells of one column into numbers.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     column: &'a Column,
     levels: HashMap<&'a str, usize>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(column: &'a Column) -> Self {
+    pub(super) fn new(column: &'a Column) -> Self {
         let levels = match &column.kind {
             ColumnKind::Categorical { levels } => levels.iter().map(String::as_str).zip(0..).collect(),
             _ => HashMap::new(),
         };
         Self { column, levels }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.column.name
+    }
+
+    /// [`Self::read`], with the column's name in what is wrong.
+    pub(super) fn named(&self, cell: &str) -> std::result::Result<f64, String> {
+        self.read(cell).map_err(|what| format!("column {}: {what}", shown(self.name())))
     }
 
     fn read(&self, cell: &str) -> std::result::Result<f64, String> {
@@ -272,29 +281,5 @@ impl<'a> Reader<'a> {
                 )),
             },
         }
-    }
-}
-
-/// Reads rows that do not come from a file: cells in the columns of a schema, in its order.
-pub struct RowReader<'a>(Vec<Reader<'a>>);
-
-impl<'a> RowReader<'a> {
-    /// A reader for this schema.
-    pub fn new(schema: &'a Schema) -> Self {
-        Self(schema.columns.iter().map(Reader::new).collect())
-    }
-
-    /// The numbers that stand for the cells of one row, as a file's row would be read.
-    ///
-    /// # Errors
-    /// What is wrong, naming the column.
-    pub fn read(&self, cells: &[&str]) -> std::result::Result<Vec<f64>, String> {
-        if cells.len() != self.0.len() {
-            return Err(format!("{} cells; expected {}", cells.len(), self.0.len()));
-        }
-        let read = |(reader, cell): (&Reader, &&str)| {
-            reader.read(cell).map_err(|what| format!("column {}: {what}", shown(&reader.column.name)))
-        };
-        self.0.iter().zip(cells).map(read).collect()
     }
 }

@@ -351,6 +351,15 @@ fn tables_go_through_every_command() {
     succeeds(&[&train[..], &small, &["--unseen", "--overwrite"]].concat());
     let scores = succeeds(&["score", text(&out), text(&new), "--scorer", "nll", "-q"]);
     assert_eq!(scores.lines().count(), 3, "{scores}");
+    // The same rows as a stream: the header gives the order, or each row names its columns.
+    let stream = ["score", text(&out), "-", "--scorer", "nll", "-q"];
+    let lines = std::fs::read_to_string(&new).unwrap();
+    let objects = r#"{"on": true, "colour": "red", "day": "2014-07-03", "size": 0.5}
+        {"on": false, "colour": "mauve", "day": "2014-07-04", "size": null, "extra": 2}"#;
+    for input in [&*lines, objects] {
+        let streamed = fed(&stream, input);
+        assert_eq!(stdout(&streamed), scores, "{}", stderr(&streamed));
+    }
     succeeds(&["sample", text(&out), "-n", "20", "--out", text(&drawn)]);
     let again = succeeds(&["score", text(&out), text(&drawn), "--scorer", "nll", "-q"]);
     assert_eq!(again.lines().count(), 21, "{again}");

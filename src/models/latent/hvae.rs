@@ -42,7 +42,7 @@ pub const INFO: ModelInfo = ModelInfo {
     objective: "negative evidence lower bound with free bits, nats",
     reproduce: "surprisal train hvae28 --data fashion-mnist-train-images --set likelihood=logistic --set components=5 --set \
                 train.steps=4340, as in benches/results/images.md: at most 3.47 bits/dim on the test images",
-    presets: &[("hvae28", HVAE28)],
+    presets: &[("hvae28", HVAE28), ("hvae32", HVAE32)],
     tiny: &[
         "shape=[4, 4, 1]",
         "channels=[3]",
@@ -72,6 +72,22 @@ free_bits = 2.0
 importance = 16
 [train]
 batch = 128
+"#;
+
+/// Colour; the sizes of the latents are those of Havtorn et al. 2021, the topmost one a vector.
+const HVAE32: &str = r#"
+shape = [32, 32, 3]
+channels = [32, 64, 128]
+maps = [8, 16]
+hidden = [128]
+latents = [32]
+likelihood = "logistic"
+levels = 256
+components = 5
+free_bits = 2.0
+importance = 16
+[train]
+batch = 64
 "#;
 
 /// Numbers of the decoder's widest layer that a chunk of samples may hold.
