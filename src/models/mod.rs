@@ -120,6 +120,8 @@ impl Input {
             return fail(format!("examples are {dtype:?} {found:?}; the model expects {dtypes} {wanted:?}"));
         }
         if let Some((row, column, what)) = self.refused(&data.values) {
+            let known = data.schema.as_ref().and_then(|schema| schema.columns.get(column));
+            let column = known.map_or_else(|| column.to_string(), |c| format!("{:?}", c.name));
             return fail(format!("row {row}, column {column}: {what}"));
         }
         let Some(classes) = self.classes else { return Ok(()) };
