@@ -88,7 +88,8 @@ impl Novelty {
         let fit = fit(&*model, &rest, Some(&aside), options, observer)?;
         let aside = aside.take(MOST_HELD_OUT);
         let found = log_probs(&*model, &aside, &Evaluate { seed: options.seed, ..Evaluate::default() })?;
-        let calibration = Some(held_out(&Evidence::new(aside, found.nats, found.kind))?);
+        let calibration =
+            Some(held_out(&*model, Evidence::new(aside, found.nats, found.kind), options.seed, &silent)?);
         let training = serde_json::to_value(&fit)
             .map_err(|e| Error::new(ErrorKind::Model, format!("training summary: {e}")))?;
         Self::of(ModelFile { model, meta: Meta { training: Some(training), calibration, ..meta } })
@@ -140,7 +141,7 @@ impl Novelty {
     /// Data of another shape or type; a log-likelihood that is not finite, naming the row.
     pub fn judge(&self, data: &Dataset) -> Result<Vec<Verdict>> {
         self.model().input().check(data)?;
-        let needs: Vec<Need> = scorers::find(self.calibration.name())?.needs.to_vec();
+        let needs: Vec<Need> = scorers::find(self.calibration.name())?.asks().collect();
         let known = par::inside(0, || self.judges.know(data.clone(), &needs, None, &silent))?;
         let scores = self.scorer.score(&known)?;
         let verdict = |(&nats, score)| Verdict { nats, score, p_value: self.calibration.p_value(score) };

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use surprisal::autograd::{backward, no_grad};
 use surprisal::data::Dataset;
 use surprisal::models::file::{self, Meta};
-use surprisal::models::{Batch, Kind, LogProb, MODELS, Model, ModelInfo, SampleOptions, config};
+use surprisal::models::{Batch, Kind, LogProb, MODELS, Model, ModelInfo, SampleOptions, Statistic, config};
 use surprisal::ops::amp::mixed;
 use surprisal::random::Philox;
 use surprisal::testing::max_error;
@@ -22,7 +22,7 @@ struct Subject {
 }
 
 /// Tiny copies, fitted or moved off their start: many layers start as the identity or at 0.
-fn each(check: impl Fn(&Subject)) {
+fn each(mut check: impl FnMut(&Subject)) {
     for info in MODELS {
         check(&subject(info));
     }
@@ -123,6 +123,33 @@ fn log_likelihoods_are_finite_and_their_parts_add_up() {
             assert!(error < 1e-4, "{}: an example depends on its batch by {error:e}", s.name);
         }
     });
+}
+
+#[test]
+fn terms_are_what_the_likelihood_is_the_sum_of() {
+    let mut exact = Vec::new();
+    each(|s| {
+        if !Statistic::Terms.offered_by(&*s.model) {
+            return;
+        }
+        let data = data(&*s.model, 24, 3);
+        let batch = batch(&*s.model, &data);
+        // The same noise of dequantisation for both.
+        let terms = Statistic::Terms.of(&*s.model, &batch, &mut Philox::new(4)).unwrap();
+        let sums = terms.sum_examples().to_f64_vec();
+        let (found, n) = (no_grad(|| s.model.log_prob(&batch, &mut Philox::new(4))), data.len() as f64);
+        let nats = found.nats.to_f64_vec();
+        assert!(terms.shape()[0] == 24 && terms.shape()[1] >= 2, "{}: {:?}", s.name, terms.shape());
+        if s.recipe.info.family == "flow" || s.name == "vqvae" {
+            sums.iter().zip(&nats).for_each(|(a, b)| assert!((a - b).abs() < 1e-3, "{}: {a} {b}", s.name));
+            exact.push(s.name);
+        } else {
+            // A bound by few draws, below one by more.
+            let mean = |x: &[f64]| x.iter().sum::<f64>() / n;
+            assert!(mean(&sums) < mean(&nats) + 1.0, "{}: {} {}", s.name, mean(&sums), mean(&nats));
+        }
+    });
+    assert!(["glow", "realnvp", "nsf", "flowpp"].iter().all(|name| exact.contains(name)), "{exact:?}");
 }
 
 /// The sum of p over all byte strings, or over a fine grid of the plane.

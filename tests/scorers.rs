@@ -67,6 +67,7 @@ fn evidence(name: &str, seed: u64, look: Look, kind: Kind) -> Evidence {
         (Statistic::BatchNorm, training_mode),
         (Statistic::Regret, vec![around(20.0 + look.shift, 1.0)]),
         (Statistic::LlrK, vec![around(7.0 + look.shift, 1.0)]),
+        (Statistic::Terms, (0..2).map(|_| around(-50.0 + look.shift, 1.0)).collect()),
         (Statistic::WorstStep, vec![around(6.0 + look.shift, 1.0)]),
     ]);
     e.samples = Some(samples);

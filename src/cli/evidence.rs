@@ -32,7 +32,7 @@ pub fn chosen(names: &[String]) -> Result<Vec<&'static ScorerInfo>> {
 
 /// What these scorers need to know of reference rows.
 pub fn needs(scorers: &[&ScorerInfo]) -> Vec<Need> {
-    scorers.iter().flat_map(|info| info.needs).copied().collect()
+    scorers.iter().flat_map(|info| info.asks()).collect()
 }
 
 /// What they need to know of rows to be scored.

@@ -265,7 +265,9 @@ pub fn train(
     drop(observer);
     let calibration = validation.map(|v| {
         let found = inputs::evaluate(common, &*model, options.seed, v.shared.data())?;
-        held_out(&v.shared.judged_by(found.nats, found.kind))
+        let watch = |name: &str, n: usize| progress::counting(common, name, n);
+        let evidence = v.shared.judged_by(found.nats, found.kind);
+        held_out(&*model, evidence, options.seed, &|name, n| Box::new(watch(name, n)))
     });
     let calibration = calibration.transpose()?;
     let training = serde_json::to_value(&fit)

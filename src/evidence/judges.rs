@@ -137,26 +137,7 @@ impl Judges {
         let seed = seed.unwrap_or(self.model.meta.seed);
         let model = &*self.model.model;
         let found = self.cached(model, data, which.name(), seed, || {
-            let (how, title) =
-                (Evaluate { seed, ..Default::default() }, format!("{}: {}", data.name, which.name()));
-            let mut parts: Vec<Vec<f64>> = Vec::new();
-            batches_while(model, data, &how, &mut watch(&title, data.len()), &mut |range, batch, rng| {
-                let Some(values) = which.of(model, batch, rng) else {
-                    return Err(Error::new(ErrorKind::Usage, format!("this model has no {}", which.name())));
-                };
-                let values = values.to_f64_vec();
-                let width = values.len() / range.len();
-                parts.resize_with(width, Vec::new);
-                for (i, value) in values.into_iter().enumerate() {
-                    if !value.is_finite() {
-                        let row = range.start + i / width;
-                        let message = format!("{}: row {row}: {} of {value}", data.name, which.name());
-                        return Err(Error::new(ErrorKind::NonFinite, message));
-                    }
-                    parts[i % width].push(value);
-                }
-                Ok(())
-            })?;
+            let parts = statistic(model, which, data, seed, watch)?;
             Ok(Known { kind: crate::models::Kind::Exact, parts })
         })?;
         Ok(found.parts)
@@ -209,6 +190,40 @@ impl Judges {
         evidence.members = members.unwrap_or_default();
         Ok(Some(evidence))
     }
+}
+
+/// The components of a statistic of every example under `model`.
+///
+/// # Errors
+/// When the model does not offer it; a number that is not finite, naming the row; an interruption.
+pub fn statistic(
+    model: &dyn Model,
+    which: Statistic,
+    data: &Dataset,
+    seed: u64,
+    watch: Watch,
+) -> Result<Vec<Vec<f64>>> {
+    let how = Evaluate { seed, ..Default::default() };
+    let title = format!("{}: {}", data.name, which.name());
+    let mut parts: Vec<Vec<f64>> = Vec::new();
+    batches_while(model, data, &how, &mut watch(&title, data.len()), &mut |range, batch, rng| {
+        let Some(values) = which.of(model, batch, rng) else {
+            return Err(Error::new(ErrorKind::Usage, format!("this model has no {}", which.name())));
+        };
+        let values = values.to_f64_vec();
+        let width = values.len() / range.len();
+        parts.resize_with(width, Vec::new);
+        for (i, value) in values.into_iter().enumerate() {
+            if !value.is_finite() {
+                let row = range.start + i / width;
+                let message = format!("{}: row {row}: {} of {value}", data.name, which.name());
+                return Err(Error::new(ErrorKind::NonFinite, message));
+            }
+            parts[i % width].push(value);
+        }
+        Ok(())
+    })?;
+    Ok(parts)
 }
 
 /// The only component.

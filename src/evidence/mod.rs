@@ -9,7 +9,7 @@ mod judges;
 mod store;
 
 pub use compress::{Compressor, compressed_bits};
-pub use judges::{Judges, Watch, silent};
+pub use judges::{Judges, Watch, silent, statistic};
 
 use crate::data::Dataset;
 use crate::error::Result;
@@ -39,7 +39,11 @@ pub enum Need {
 impl Need {
     /// Whether it costs more than one forward pass per model: computed only when a scorer is asked for by name.
     pub fn is_costly(self) -> bool {
-        matches!(self, Self::Samples | Self::Statistic(_))
+        match self {
+            Self::Samples => true,
+            Self::Statistic(which) => !which.is_cheap(),
+            _ => false,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Batch, Model};
 use crate::autograd;
+use crate::ops::shape::concat;
 use crate::random::Philox;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,10 @@ pub enum Statistic {
     /// LLR^{>k} in nats: the bound minus the bound whose lowest k latent layers are drawn from the conditional prior
     /// (Havtorn et al. 2021).
     LlrK,
+    /// What log p(x) is the sum of, in nats. Of flows: the log-density of each part of the latent, and the
+    /// log-determinants. Of variational models: E ln p(x | z), and of each layer of latents either −KL or E ln p(z) and
+    /// the entropy of q(z | x); their sum is the evidence lower bound.
+    Terms,
     /// max_t −log p(x_t | x_<t) in nats, of models whose likelihood is a product over positions.
     WorstStep,
 }
@@ -39,7 +44,8 @@ pub trait Statistics {
 
 impl Statistic {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::GradNorm, Self::BatchNorm, Self::Regret, Self::LlrK, Self::WorstStep];
+    pub const ALL: [Self; 6] =
+        [Self::GradNorm, Self::BatchNorm, Self::Regret, Self::LlrK, Self::Terms, Self::WorstStep];
 
     /// In words, for messages and the keys of caches.
     pub fn name(self) -> &'static str {
@@ -48,8 +54,14 @@ impl Statistic {
             Self::BatchNorm => "log-likelihoods in batch-norm training mode",
             Self::Regret => "likelihood regret",
             Self::LlrK => "hierarchical likelihood ratios",
+            Self::Terms => "terms of log p",
             Self::WorstStep => "most surprising steps",
         }
+    }
+
+    /// Whether it costs no more than log p.
+    pub fn is_cheap(self) -> bool {
+        self == Self::Terms
     }
 
     /// Whether `model` can tell it.
@@ -70,6 +82,12 @@ impl Statistic {
             _ => model.statistics().map(|s| s.compute(self, batch, rng)),
         }
     }
+}
+
+/// (B, T) from T terms (B,).
+pub(super) fn table(terms: &[Tensor]) -> Tensor {
+    let columns: Vec<Tensor> = terms.iter().map(|t| t.reshape([t.len(), 1])).collect();
+    concat(&columns.iter().collect::<Vec<_>>(), 1)
 }
 
 /// Whether the likelihood is a product over positions: asked of one example of zeros.

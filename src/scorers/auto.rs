@@ -31,6 +31,7 @@ pub static AUTO: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Values],
+    uses: &[],
     build: Fitted::<Auto>::boxed,
 };
 

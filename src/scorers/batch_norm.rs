@@ -33,6 +33,7 @@ pub static BATCH_NORM: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Statistic(Statistic::BatchNorm)],
+    uses: &[],
     build: Fitted::<Usual>::boxed,
 };
 

@@ -26,6 +26,7 @@ pub static COMPLEXITY: ScorerInfo = ScorerInfo {
     unit: "bits",
     accepts: NORMALISED,
     needs: &[Need::Values],
+    uses: &[],
     build: || {
         Plain::boxed(&COMPLEXITY, |evidence| {
             let lengths = code_lengths(evidence)?;
@@ -40,6 +41,7 @@ pub static COMPLEXITY_PNG: ScorerInfo = ScorerInfo {
     name: "complexity_png",
     summary: "bits of the model minus bits of the PNG file (Serra et al. 2020)",
     needs: &[Need::Images],
+    uses: &[],
     build: || Plain::boxed(&COMPLEXITY_PNG, |evidence| against(evidence, Compressor::Png)),
     ..COMPLEXITY
 };
@@ -49,6 +51,7 @@ pub static COMPLEXITY_JXL: ScorerInfo = ScorerInfo {
     name: "complexity_jxl",
     summary: "bits of the model minus bits of the lossless JPEG XL file (after Serra et al. 2020)",
     needs: &[Need::Images],
+    uses: &[],
     build: || Plain::boxed(&COMPLEXITY_JXL, |evidence| against(evidence, Compressor::Jxl)),
     ..COMPLEXITY
 };
@@ -58,6 +61,7 @@ pub static COMPLEXITY_ZSTD: ScorerInfo = ScorerInfo {
     name: "complexity_zstd",
     summary: "bits of the model minus bits of the zstd frame (after Serra et al. 2020)",
     needs: &[Need::Values],
+    uses: &[],
     build: || Plain::boxed(&COMPLEXITY_ZSTD, |evidence| against(evidence, Compressor::Zstd)),
     ..COMPLEXITY
 };

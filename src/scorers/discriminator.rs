@@ -32,6 +32,7 @@ pub static DISCRIMINATOR: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Values, Need::Samples],
+    uses: &[],
     build: Fitted::<Discriminator>::boxed,
 };
 

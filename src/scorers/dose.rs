@@ -6,7 +6,7 @@
 //! T_j are statistics of the model and the input, x_i the reference; one kernel density estimate per statistic, as in
 //! DoSE_KDE of Morningstar et al. 2021, "Density of states estimation for out-of-distribution detection",
 //! arXiv:2006.09273 (bandwidth: Silverman 1986, eq. 3.31). Too high and too low are both rare. It takes what the
-//! evidence has: log p; for bytes the code lengths; log p under a background model; spread of an ensemble; every
+//! evidence has: log p and, as there, the terms that it is the sum of ([`Statistic::Terms`]); for bytes the code lengths; log p under a background model; spread of an ensemble; every
 //! statistic of the model that was asked for (of gradients, the logarithm of the norm over all parameters). What the
 //! reference had must be there again.
 
@@ -15,6 +15,7 @@ use super::complexity::code_lengths;
 use super::ensemble::per_row;
 use super::{ANY_KIND, Evidence, Fitted, Learn, Need, ScorerInfo};
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::Statistic;
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,7 @@ pub static DOSE: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Values],
+    uses: &[Need::Statistic(Statistic::Terms)],
     build: Fitted::<States>::boxed,
 };
 
@@ -110,6 +112,11 @@ fn statistics(evidence: &Evidence) -> Result<Vec<(String, Vec<f64>)>> {
         found.push(("spread of the ensemble".into(), spread));
     }
     for (which, parts) in &evidence.statistics {
+        if *which == Statistic::Terms {
+            let named = |(i, part): (usize, &Vec<f64>)| (format!("term {i} of log p"), part.clone());
+            found.extend(parts.iter().enumerate().map(named));
+            continue;
+        }
         let total = |row: usize| {
             let top = parts.iter().map(|p| p[row]).fold(f64::NEG_INFINITY, f64::max);
             top + parts.iter().map(|p| (p[row] - top).exp()).sum::<f64>().ln()

@@ -19,6 +19,7 @@ pub static ENSEMBLE: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: NORMALISED,
     needs: &[Need::Members],
+    uses: &[],
     build: || Plain::boxed(&ENSEMBLE, predictive),
 };
 

@@ -21,6 +21,7 @@ pub static ESS: ScorerInfo = ScorerInfo {
     unit: "members",
     accepts: NORMALISED,
     needs: &[Need::Members],
+    uses: &[],
     build: || Plain::boxed(&ESS, |evidence| Ok(per_row(evidence, disagreement))),
 };
 

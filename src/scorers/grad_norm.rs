@@ -23,6 +23,7 @@ pub static GRAD_NORM: ScorerInfo = ScorerInfo {
     unit: "squared deviations",
     accepts: ANY_KIND,
     needs: &[Need::Statistic(Statistic::GradNorm)],
+    uses: &[],
     build: Fitted::<Layers>::boxed,
 };
 

@@ -27,6 +27,7 @@ pub static LID: ScorerInfo = ScorerInfo {
     unit: "dimensions",
     accepts: ANY_KIND,
     needs: &[Need::Values],
+    uses: &[],
     build: Fitted::<Rows>::boxed,
 };
 

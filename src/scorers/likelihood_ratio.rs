@@ -20,6 +20,7 @@ pub static LIKELIHOOD_RATIO: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: NORMALISED,
     needs: &[Need::Background],
+    uses: &[],
     build: || Plain::boxed(&LIKELIHOOD_RATIO, ratio),
 };
 

@@ -19,5 +19,6 @@ pub static LLR_K: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Statistic(Statistic::LlrK)],
+    uses: &[],
     build: || Plain::boxed(&LLR_K, |evidence| Ok(evidence.statistics[&Statistic::LlrK][0].clone())),
 };

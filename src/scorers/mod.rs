@@ -77,6 +77,8 @@ pub struct ScorerInfo {
     pub accepts: &'static [Kind],
     /// What it needs beside log p.
     pub needs: &'static [Need],
+    /// What it makes use of where the models can tell it.
+    pub uses: &'static [Need],
     /// Makes an unfitted scorer with default settings.
     pub build: fn() -> Box<dyn Scorer>,
 }
@@ -125,6 +127,11 @@ impl ScorerInfo {
     /// Whether it looks at numbers about the observations alone, so that it can be fitted without them.
     pub fn judges_numbers(&self) -> bool {
         self.needs.iter().all(|need| matches!(need, Need::Background | Need::Members | Need::Statistic(_)))
+    }
+
+    /// What to ask the models for.
+    pub fn asks(&self) -> impl Iterator<Item = Need> {
+        self.needs.iter().chain(self.uses).copied()
     }
 
     /// Whether all that it needs costs no more than a forward pass per model.

@@ -18,5 +18,6 @@ pub static NLL: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[],
+    uses: &[],
     build: || Plain::boxed(&NLL, |evidence| Ok(evidence.nats.iter().map(|l| -l).collect())),
 };

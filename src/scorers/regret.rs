@@ -19,5 +19,6 @@ pub static REGRET: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Statistic(Statistic::Regret)],
+    uses: &[],
     build: || Plain::boxed(&REGRET, |evidence| Ok(evidence.statistics[&Statistic::Regret][0].clone())),
 };

@@ -30,6 +30,7 @@ pub static TYPICALITY: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[],
+    uses: &[],
     build: || Box::new(Typicality::single()),
 };
 
@@ -41,6 +42,7 @@ pub static TYPICALITY_BATCH: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[],
+    uses: &[],
     build: || Box::new(Typicality { size: 10, alpha: 0.01, learned: None }),
 };
 

@@ -19,6 +19,7 @@ pub static WAIC: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: NORMALISED,
     needs: &[Need::Members],
+    uses: &[],
     build: || {
         Plain::boxed(&WAIC, |evidence| {
             Ok(per_row(evidence, |nats| {

@@ -19,5 +19,6 @@ pub static WORST_STEP: ScorerInfo = ScorerInfo {
     unit: "nats",
     accepts: ANY_KIND,
     needs: &[Need::Statistic(Statistic::WorstStep)],
+    uses: &[],
     build: || Plain::boxed(&WORST_STEP, |evidence| Ok(evidence.statistics[&Statistic::WorstStep][0].clone())),
 };

@@ -13,7 +13,8 @@ use crate::bijections::{
 };
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
-use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
+use crate::models::statistic::table;
+use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, ParamStore};
 use crate::ops::normal_logp::normal_logp;
 use crate::ops::unary::floor;
@@ -192,5 +193,25 @@ impl Model for FlowPp {
 
     fn init_from(&self, _train: &Dataset, batch: &Batch, rng: &mut Philox) {
         self.flow.init_from(&self.dequantised(&batch.x, rng).0);
+    }
+
+    fn statistics(&self) -> Option<&dyn Statistics> {
+        Some(self)
+    }
+}
+
+impl Statistics for FlowPp {
+    fn offered(&self) -> &'static [Statistic] {
+        &[Statistic::Terms]
+    }
+
+    /// The latents, the log-determinants, and −ln q of the dequantisation noise.
+    fn compute(&self, which: Statistic, batch: &Batch, rng: &mut Philox) -> Tensor {
+        assert_eq!(which, Statistic::Terms, "flowpp: a statistic that it does not offer");
+        autograd::no_grad(|| {
+            let (y, volume) = self.dequantised(&batch.x, rng);
+            let (z, logdet) = self.flow.forward(&y);
+            table(&[normal_logp(&z), logdet, volume])
+        })
     }
 }

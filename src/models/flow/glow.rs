@@ -18,7 +18,8 @@ use crate::bijections::{Bijection, Chain, FlowStep, Memory, Mixing, Squeeze, rev
 use crate::data::Dataset;
 use crate::data::{Prepare, Transform};
 use crate::error::{Error, ErrorKind, Result};
-use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions};
+use crate::models::statistic::table;
+use crate::models::{Batch, Input, Kind, LogProb, Model, ModelInfo, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, ParamStore};
 use crate::ops::coupling::Coupling;
 use crate::ops::normal_logp::normal_logp;
@@ -295,5 +296,27 @@ impl Model for Glow {
                 x = y.narrow(3, 0, y.shape()[3] / 2);
             }
         });
+    }
+
+    fn statistics(&self) -> Option<&dyn Statistics> {
+        Some(self)
+    }
+}
+
+impl Statistics for Glow {
+    fn offered(&self) -> &'static [Statistic] {
+        &[Statistic::Terms]
+    }
+
+    /// The latents of each scale, finest first, then the log-determinants.
+    fn compute(&self, which: Statistic, batch: &Batch, rng: &mut Philox) -> Tensor {
+        assert_eq!(which, Statistic::Terms, "glow: a statistic that it does not offer");
+        autograd::no_grad(|| {
+            let (x, prepared) = self.config.prepare.forward(&batch.x, self.dtype, rng);
+            let (latents, logdet) = self.encode(&x);
+            let mut terms: Vec<Tensor> = latents.iter().map(normal_logp).collect();
+            terms.push(&logdet + &prepared);
+            table(&terms)
+        })
     }
 }

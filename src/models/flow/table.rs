@@ -16,6 +16,7 @@ use crate::autograd;
 use crate::bijections::{Actnorm, BatchNorm, Bijection, Chain, LuLinear, Permutation};
 use crate::data::{Dataset, Transform, grain};
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::statistic::table;
 use crate::models::{Batch, Input, Kind, LogProb, Model, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, Initial, Param, ParamStore};
 use crate::ops::normal_logp::normal_logp;
@@ -266,16 +267,23 @@ impl Model for TableFlow {
 impl Statistics for TableFlow {
     fn offered(&self) -> &'static [Statistic] {
         match self.norm {
-            Norm::BatchNorm => &[Statistic::BatchNorm],
-            Norm::Actnorm => &[],
+            Norm::BatchNorm => &[Statistic::BatchNorm, Statistic::Terms],
+            Norm::Actnorm => &[Statistic::Terms],
         }
     }
 
-    /// log p(x) with the statistics of this batch, which are not remembered.
+    /// In the mode of batch normalisation: log p(x) with the statistics of this batch, which are not remembered.
     fn compute(&self, which: Statistic, batch: &Batch, _rng: &mut Philox) -> Tensor {
         assert!(self.offered().contains(&which), "{}: a statistic that it does not offer", self.name);
         autograd::no_grad(|| {
-            let (z, logdet) = self.flow.training(&self.rows.standardised(&batch.x));
+            let x = self.rows.standardised(&batch.x);
+            if which == Statistic::Terms {
+                let (z, logdet) = self.flow.forward(&x);
+                let base = normal_logp(&z);
+                let volume = &self.rows.nats(&z, &logdet) - &base;
+                return table(&[base, volume]);
+            }
+            let (z, logdet) = self.flow.training(&x);
             self.rows.nats(&z, &logdet)
         })
     }

@@ -25,6 +25,7 @@ use crate::autograd;
 use crate::cpu::gemm::Act;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::statistic::table;
 use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, ParamStore};
 use crate::ops::shape::concat;
@@ -450,11 +451,21 @@ impl Model for Hvae {
 
 impl Statistics for Hvae {
     fn offered(&self) -> &'static [Statistic] {
-        &[Statistic::LlrK]
+        &[Statistic::LlrK, Statistic::Terms]
     }
 
+    /// The terms are E ln p(x | z) and −KL of each layer, highest first, of one draw.
     fn compute(&self, which: Statistic, batch: &Batch, rng: &mut Philox) -> Tensor {
-        assert_eq!(which, Statistic::LlrK, "hvae: a statistic that it does not offer");
-        self.llr(&batch.x, self.config.importance, rng)
+        assert!(self.offered().contains(&which), "hvae: a statistic that it does not offer");
+        if which == Statistic::LlrK {
+            return self.llr(&batch.x, self.config.importance, rng);
+        }
+        autograd::no_grad(|| {
+            let of = self.observer.observe(&batch.x, rng);
+            let down = self.descend(&of, &self.ascend(&of), 1, 0, rng);
+            let mut terms = vec![down.log_likelihood.affine(1.0, of.log_det)];
+            terms.extend(down.kls.iter().map(|kl| -kl));
+            table(&terms)
+        })
     }
 }

@@ -22,6 +22,7 @@ use super::posterior::{Importance, LogMean, Posterior, standard_log_density};
 use crate::autograd::{self, Recipe, record};
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::statistic::table;
 use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, ParamStore};
 use crate::ops::shape::concat;
@@ -118,6 +119,8 @@ noise = "rows"
 
 /// Likelihood regret: steps and rate of Adam, draws of noise.
 const REGRET: (usize, f64, usize) = (50, 0.05, 4);
+/// Draws of the terms of the bound.
+const DRAWS: usize = 4;
 /// Numbers of the decoder's widest layer that a chunk of samples may hold.
 const CHUNK: usize = 1 << 20;
 
@@ -315,6 +318,20 @@ impl Vae {
         }
     }
 
+    /// E ln p(x | z), E ln p(z) and the entropy of q(z | x), (B, 3), the means of a few draws.
+    fn terms(&self, x: &Tensor, rng: &mut Philox) -> Tensor {
+        let of = self.observer.observe(x, rng);
+        let q = self.encode(&of);
+        let draws = (0..DRAWS).map(|_| {
+            let (z, noise) = q.draw(1, rng);
+            let prior = standard_log_density(&z);
+            let entropy = &q.prior_ratio(&z, &noise) - &prior;
+            table(&[self.log_likelihood(&of, &z).affine(1.0, of.log_det), prior, entropy])
+        });
+        let sum = draws.reduce(|sum, terms| &sum + &terms).expect("there are draws");
+        sum.affine(1.0 / DRAWS as f64, 0.0)
+    }
+
     /// The importance-weighted bound (B,), with the gradients of its objective.
     fn weighted_bound(&self, of: &Observation, rng: &mut Philox) -> Tensor {
         let (q, samples) = (self.encode(of), self.config.samples);
@@ -414,11 +431,14 @@ impl Model for Vae {
 
 impl Statistics for Vae {
     fn offered(&self) -> &'static [Statistic] {
-        &[Statistic::Regret]
+        &[Statistic::Regret, Statistic::Terms]
     }
 
     fn compute(&self, which: Statistic, batch: &Batch, rng: &mut Philox) -> Tensor {
-        assert_eq!(which, Statistic::Regret, "vae: a statistic that it does not offer");
+        assert!(self.offered().contains(&which), "vae: a statistic that it does not offer");
+        if which == Statistic::Terms {
+            return autograd::no_grad(|| self.terms(&batch.x, rng));
+        }
         let (steps, rate, samples) = REGRET;
         let Refit { before, after } = self.refit(&batch.x, steps, rate, samples, rng);
         Tensor::from_fn([before.len()], |i| after[i] - before[i])

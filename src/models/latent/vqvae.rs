@@ -21,7 +21,8 @@ use crate::cpu::gemm::Act;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::autoregressive::pixelcnn::{self, PixelCnn};
-use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions};
+use crate::models::statistic::table;
+use crate::models::{Batch, Input, LogProb, Model, ModelInfo, SampleOptions, Statistic, Statistics};
 use crate::nn::{Init, Initial, Param, ParamStore};
 use crate::ops::index::{gather_rows, scatter_rows};
 use crate::ops::matmul::matmul;
@@ -209,6 +210,15 @@ impl VqVae {
         gather_rows(&self.codebook.entries.get(), &indices.reshape([b, h, w]))
     }
 
+    /// ln p(x | codes), in the units of the data, and ln p(codes), both (B,).
+    fn parts(&self, x: &Tensor, rng: &mut Philox) -> (Tensor, Tensor) {
+        let of = self.observer.observe(x, rng);
+        let indices = autograd::no_grad(|| self.nearest(&self.vectors(&of)));
+        let data = self.observer.log_likelihood(&self.decode(&self.entries(&indices)), &of);
+        let codes = self.prior.log_prob(&Batch::new(indices), rng).nats;
+        (data.affine(1.0, of.log_det), codes)
+    }
+
     /// The decoder's outputs for entries (B, h, w, width).
     fn decode(&self, entries: &Tensor) -> Tensor {
         self.decoder.run(&self.widen.apply(entries, Act::Relu))
@@ -251,12 +261,8 @@ impl Model for VqVae {
     }
 
     fn log_prob(&self, batch: &Batch, rng: &mut Philox) -> LogProb {
-        let of = self.observer.observe(&batch.x, rng);
-        let indices = autograd::no_grad(|| self.nearest(&self.vectors(&of)));
-        let data = self.observer.log_likelihood(&self.decode(&self.entries(&indices)), &of);
-        let codes = self.prior.log_prob(&Batch::new(indices), rng).nats;
-        let nats = (&data + &codes).affine(1.0, of.log_det);
-        LogProb { nats, kind: self.observer.kind(), per_position: None }
+        let (data, codes) = self.parts(&batch.x, rng);
+        LogProb { nats: &data + &codes, kind: self.observer.kind(), per_position: None }
     }
 
     fn sample(&self, n: usize, options: &SampleOptions, rng: &mut Philox) -> Result<Tensor> {
@@ -296,5 +302,24 @@ impl Model for VqVae {
         self.codebook.entries.set(&entries.cast(z.dtype()));
         self.codebook.sums.set(&entries.cast(z.dtype()));
         self.codebook.counts.set(&Tensor::ones([codes], z.dtype()));
+    }
+
+    fn statistics(&self) -> Option<&dyn Statistics> {
+        Some(self)
+    }
+}
+
+impl Statistics for VqVae {
+    fn offered(&self) -> &'static [Statistic] {
+        &[Statistic::Terms]
+    }
+
+    /// ln p(x | codes) and ln p(codes).
+    fn compute(&self, which: Statistic, batch: &Batch, rng: &mut Philox) -> Tensor {
+        assert_eq!(which, Statistic::Terms, "vqvae: a statistic that it does not offer");
+        autograd::no_grad(|| {
+            let (data, codes) = self.parts(&batch.x, rng);
+            table(&[data, codes])
+        })
     }
 }
