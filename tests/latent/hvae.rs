@@ -121,6 +121,9 @@ fn impossible_configurations_are_errors() {
         ("free_bits", json!(-1.0)),
         ("maps", json!([4])),
     ];
+    let wide = [("shape", json!([4, 4, 1])), ("channels", json!([60000])), ("maps", json!([8]))];
+    let error = Hvae::new(config(&wide), DType::F32, &mut Philox::new(1)).err().expect("too wide");
+    assert!(error.to_string().contains("parameters"), "{error}");
     for (key, value) in bad {
         let config = config(&[(key, value)]);
         let error = Hvae::new(config, DType::F32, &mut Philox::new(1)).err().expect(key);

@@ -19,7 +19,7 @@
 //! L^{>k}, for which the lowest k layers are drawn from p(z_l | z_>l) instead of q; see [`Hvae::llr`].
 
 use super::likelihood::{Likelihood, Observation, Observer};
-use super::network::{Decoder, Encoder, Layer, Sizes};
+use super::network::{Decoder, Encoder, Layer, MAX_PARAMS, Sizes};
 use super::posterior::Posterior;
 use crate::autograd;
 use crate::cpu::gemm::Act;
@@ -196,6 +196,12 @@ impl Hvae {
         let sizes = Sizes { shape, channels, hidden: vec![hidden[0]] };
         let per_pixel = Observer::per_pixel(likelihood, &sizes.shape, components);
         sizes.check("hvae", hidden[0], per_pixel)?;
+        let grids: usize = maps.iter().zip(&sizes.channels).map(|(n, c)| 9 * c * (7 * n + c)).sum();
+        let below = hidden[..1].iter().chain(&hidden);
+        let vectors: usize = below.zip(&hidden).zip(&latents).map(|((b, h), n)| h * (2 * b + 7 * n)).sum();
+        if grids + vectors > MAX_PARAMS {
+            return fail(format!("its latents ask for more than {MAX_PARAMS} parameters"));
+        }
         let mut store = ParamStore::default();
         let mut init = Init::new(&mut store, rng, dtype);
         let observer =

@@ -19,7 +19,7 @@ use std::fmt::Display;
 const KERNEL: usize = 4;
 const STRIDE: usize = 2;
 /// The most parameters that a configuration may ask for.
-const MAX_PARAMS: usize = 1 << 28;
+pub(super) const MAX_PARAMS: usize = 1 << 28;
 
 /// Weight and bias.
 pub(super) struct Layer {
