@@ -1,10 +1,11 @@
-//! Times the kernels behind every op case that is marked as a benchmark, forward and backward, on random inputs, in f32 and
-//! bf16 (products rounded to TF32 as well), and those that are not ops: random numbers, the optimiser, drawing pixel by pixel.
-//! `cargo bench --features cuda --bench kernels [-- FILTER]`. A recording of many calls is replayed, so that the host is
-//! out of the picture. Rates are of the bytes and flops that the case states; % is that of the measured ceiling which is
-//! nearer: a copy within the device, or a large bf16 product (SURPRISAL_BF16_TFLOPS replaces our own product as the
-//! ceiling, for example by that of cuBLAS). With the feature `emulate` small cases run once on the emulated device, and of
-//! large ones the launches are listed. At the end stand the kernels that no line launched.
+//! Times the kernels behind every op case that is marked as a benchmark, forward and backward, on random inputs, in
+//! f32 and bf16 (products rounded to TF32 as well), and those that are not ops: random numbers, the optimiser,
+//! drawing pixel by pixel. `cargo bench --features cuda --bench kernels [-- FILTER]`. A recording of many calls is
+//! replayed, so that the host is out of the picture. Rates are of the bytes and flops that the case states; % is
+//! that of the measured ceiling which is nearer: a copy within the device, or a large bf16 product
+//! (SURPRISAL_BF16_TFLOPS replaces our own product as the ceiling, for example by that of cuBLAS). With the feature
+//! `emulate` small cases run once on the emulated device, and of large ones the launches are listed. At the end
+//! stand the kernels that no line launched.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -182,7 +183,8 @@ impl Lines {
         #[cfg(feature = "emulate")]
         set_dry(false);
         if self.ceiling.is_some() {
-            // Inputs that fit in the cache would flatter: what is small is repeated in one recording, what is large is not.
+            // Inputs that fit in the cache would flatter: what is small is repeated in one recording, what is large
+            // is not.
             let calls = if repeats { (200_000_000 / bytes.max(1)).clamp(1, 50) } else { 1 };
             let mut replay = Replay::new();
             let mut all = || match repeats {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A model of numbers gets the images dequantised once. `--dump` writes the parameters at the first step
-//! (`start.safetensors`) and all batches (`batches.bin`, elements as trained on), so that another implementation can walk
-//! the same way.
+//! (`start.safetensors`) and all batches (`batches.bin`, elements as trained on), so that another implementation can
+//! walk the same way.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Grouping accuracy of the template miner on loghub's labelled samples (Zhu et al. 2019, "Tools and benchmarks for automated
-//! log parsing"): the share of lines whose group is exactly the one of the experts.
+//! Grouping accuracy of the template miner on loghub's labelled samples (Zhu et al. 2019, "Tools and benchmarks for
+//! automated log parsing"): the share of lines whose group is exactly the one of the experts.
 //!
 //!     cargo run --release --example log_templates -- ../shared/data/logs_loghub2k
 

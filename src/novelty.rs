@@ -18,8 +18,8 @@
 //! # Ok(())
 //! # }
 //! ```
-//! What the rooms behind it offer beyond that (several models and scorers at once, false-discovery rates, streams, drift)
-//! is put together by hand from [`evidence`](crate::evidence), [`scorers`](crate::scorers) and
+//! What the rooms behind it offer beyond that (several models and scorers at once, false-discovery rates, streams,
+//! drift) is put together by hand from [`evidence`](crate::evidence), [`scorers`](crate::scorers) and
 //! [`calibrate`](crate::calibrate); the commands in [`cli`](crate::cli) show how.
 
 use crate::calibrate::{Calibration, MOST_HELD_OUT, held_out};
@@ -65,7 +65,8 @@ impl Novelty {
     /// kept and calibrates the scores.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] for an unknown name or setting; data that the model does not take; a loss that is not finite.
+    /// [`ErrorKind::Usage`] for an unknown name or setting; data that the model does not take; a loss that is not
+    /// finite.
     pub fn train(name: &str, settings: &[&str], normal: &Dataset) -> Result<Self> {
         let mut recipe = config::find(MODELS, name)?;
         recipe.set(settings)?;

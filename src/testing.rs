@@ -8,8 +8,8 @@ use crate::ops::CaseFn;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 
-/// The device that tests of devices run on: the emulated one in a build that has it, else the first GPU. `None`, with a word
-/// on stderr, where there is neither.
+/// The device that tests of devices run on: the emulated one in a build that has it, else the first GPU. `None`,
+/// with a word on stderr, where there is neither.
 ///
 /// # Panics
 /// Where there is neither, if the variable REQUIRE_GPU is set.

@@ -89,7 +89,8 @@ fn rebuilt_activations_give_the_same_gradients() {
     });
 }
 
-/// Mean 3 and deviation 2 leave as `bias` and e^log_scale; what is recorded is remembered, what is only looked at is not.
+/// Mean 3 and deviation 2 leave as `bias` and e^log_scale; what is recorded is remembered, what is only looked at is
+/// not.
 #[test]
 fn batch_norm_remembers_what_it_trains_on() {
     let (mut store, mut rng) = (ParamStore::default(), Philox::new(1));

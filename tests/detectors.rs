@@ -59,7 +59,8 @@ fn find_planted_anomalies_and_keep_what_they_learned() {
     }
 }
 
-/// One row, all rows the same, more columns than rows, constant columns, duplicates, a far outlier: every score is finite.
+/// One row, all rows the same, more columns than rows, constant columns, duplicates, a far outlier: every score is
+/// finite.
 #[test]
 fn awkward_tables_have_finite_scores() {
     for info in DETECTORS {

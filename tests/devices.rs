@@ -1,6 +1,6 @@
-//! Whole programs on a device: every model of the registry trained, scored and sampled, checkpoints, faults. The device is
-//! the emulated one in a build that has it, else the first GPU; without a GPU the tests pass without doing anything
-//! unless REQUIRE_GPU=1.
+//! Whole programs on a device: every model of the registry trained, scored and sampled, checkpoints, faults. The
+//! device is the emulated one in a build that has it, else the first GPU; without a GPU the tests pass without doing
+//! anything unless REQUIRE_GPU=1.
 #![cfg(any(feature = "emulate", feature = "cuda"))]
 
 use std::ops::ControlFlow;
@@ -73,8 +73,8 @@ fn trained(recipe: &config::Recipe, device: Device, options: &FitOptions) -> sur
     Ok(Trained { model, losses: losses.0, fit })
 }
 
-/// Models whose training steps, or chains, are recorded: they keep to the device. The others calculate in f64 (gmm, hmm, parzen)
-/// or encode tables (made) on the host.
+/// Models whose training steps, or chains, are recorded: they keep to the device. The others calculate in f64 (gmm,
+/// hmm, parzen) or encode tables (made) on the host.
 const REPLAYED: [&str; 18] = [
     "residual_flow",
     "vqvae",

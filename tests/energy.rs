@@ -349,7 +349,8 @@ fn chains_find_a_normal_distribution() {
             (a - 1.0).abs() < 0.15 && (b - 4.0).abs() < 0.6 && (ab - 1.6).abs() < 0.25,
             "{method:?}: {a} {b} {ab}"
         );
-        // No upper limit: draws that alternate around the mean count for more than their number, up to the estimate's cap.
+        // No upper limit: draws that alternate around the mean count for more than their number, up to the
+        // estimate's cap.
         for d in &found.diagnosis {
             assert!(d.rhat < 1.1 && d.ess > 100.0, "{method:?}: {d:?}");
         }

@@ -203,7 +203,8 @@ fn observations(n: usize) -> Vec<Dataset> {
     sets.into_iter().map(|(name, values)| Dataset::new(name, values)).collect()
 }
 
-/// Evidence of every sort about the same observations: `nats`, and the same numbers for whatever else a scorer can ask for.
+/// Evidence of every sort about the same observations: `nats`, and the same numbers for whatever else a scorer can
+/// ask for.
 fn evidence(about: &Evidence, nats: &[f64]) -> Evidence {
     let mut e = about.judged_by(nats.to_vec(), Kind::Exact);
     let turned: Vec<f64> = nats.iter().rev().copied().collect();

@@ -67,8 +67,8 @@ fn on(there: Device, name: &str, case: &Case, grads: u8, dtype: DType) -> (Vec<T
     there.run(run).unwrap_or_else(|e| panic!("{name} in {dtype:?}: {e}"))
 }
 
-/// The device may be off, against f64, by twice what the CPU is off in the same dtype with the op or its composite (which
-/// is what runs where there is no kernel), plus a few roundings of the largest value.
+/// The device may be off, against f64, by twice what the CPU is off in the same dtype with the op or its composite
+/// (which is what runs where there is no kernel), plus a few roundings of the largest value.
 fn agrees(dtype: DType, eps: f64) {
     let Some(there) = device() else { return };
     each(|name, case, grads| {
@@ -317,7 +317,8 @@ fn a_training_step_on_the_device_is_that_of_the_cpu() {
     assert!(error < 2e-5, "averaged weights differ by {error:e}");
 }
 
-/// Weights, or their averages, after three steps on tensors of ragged sizes; the norms; and the launches of the last step.
+/// Weights, or their averages, after three steps on tensors of ragged sizes; the norms; and the launches of the last
+/// step.
 fn stepped(average: bool) -> (Vec<Tensor>, Vec<f64>, [Vec<&'static str>; 2]) {
     let (mut rng, mut store) = (Philox::new(8), ParamStore::default());
     let mut init = Init::new(&mut store, &mut rng, DType::F32);
@@ -429,7 +430,8 @@ fn mixed_devices_and_wrong_indices_are_named() {
     assert_eq!(y.to_f64_vec(), [1.0; 3]);
 }
 
-/// What a copy brings is there behind a wait; before it NaN, which a build that looks for races does not let anybody read.
+/// What a copy brings is there behind a wait; before it NaN, which a build that looks for races does not let anybody
+/// read.
 #[test]
 #[cfg(feature = "emulate")]
 fn copies_are_there_when_they_were_waited_for() {
@@ -441,8 +443,8 @@ fn copies_are_there_when_they_were_waited_for() {
     }
 }
 
-/// Each probe of the emulator goes through when it is right; when it lacks a barrier, a build that looks for races names both
-/// lines of `kernels/emulator/probe.cu`.
+/// Each probe of the emulator goes through when it is right; when it lacks a barrier, a build that looks for races
+/// names both lines of `kernels/emulator/probe.cu`.
 #[test]
 #[cfg(feature = "emulate")]
 fn accesses_that_no_barrier_orders_are_named() {

@@ -347,8 +347,8 @@ fn judges_ask_every_model_once_and_keep_the_answers() {
     assert!(Judges::new(model(0), vec![other], None).err().unwrap().to_string().contains("ensemble member"));
 }
 
-/// Rows near a curve train a Real NVP with batch norm; batches from beside it get another likelihood when the layers look
-/// at them instead of at what they remember, and so higher scores.
+/// Rows near a curve train a Real NVP with batch norm; batches from beside it get another likelihood when the layers
+/// look at them instead of at what they remember, and so higher scores.
 #[test]
 fn batch_norm_has_a_model_that_tells_it() {
     let curve = |n: usize, seed: u64, shift: f64| {

@@ -1,5 +1,5 @@
-//! A continuous bijection: x is carried from time 0 to 1 by dx/dt = f(t, x), f a multilayer perceptron (Chen et al. 2018;
-//! Grathwohl et al. 2019), with the exact trace. Inverse up to the error of the solver, whose steps are fixed.
+//! A continuous bijection: x is carried from time 0 to 1 by dx/dt = f(t, x), f a multilayer perceptron (Chen et al.
+//! 2018; Grathwohl et al. 2019), with the exact trace. Inverse up to the error of the solver, whose steps are fixed.
 
 use super::{Bijection, BijectionInfo};
 use crate::nn::{Init, Initial, Param};

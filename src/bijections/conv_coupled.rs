@@ -7,9 +7,9 @@ use crate::ops::coupling::kept_half;
 use crate::ops::shape;
 use crate::tensor::Tensor;
 
-/// y = (a, f(b; net(a, context))), a the first ⌈C/2⌉ channels of x (B, H, W, C), b the others. The network is that of Glow:
-/// conv 3x3, relu, conv 1x1, relu, conv 3x3 that starts at 0, so that f starts as the identity, or near it. Parameters
-/// `net.0`, `net.2`, `net.4`, each `weight` (KH, KW, in, out) and `bias`.
+/// y = (a, f(b; net(a, context))), a the first ⌈C/2⌉ channels of x (B, H, W, C), b the others. The network is that
+/// of Glow: conv 3x3, relu, conv 1x1, relu, conv 3x3 that starts at 0, so that f starts as the identity, or near it.
+/// Parameters `net.0`, `net.2`, `net.4`, each `weight` (KH, KW, in, out) and `bias`.
 pub struct ConvCoupled {
     convs: [(Param, Param); 3],
     kind: Elementwise,

@@ -97,8 +97,8 @@ fn affine_parts(x: &Tensor, params: &Tensor) -> [Tensor; 2] {
 }
 
 /// y_d = f(x_d; net(x_1, ..., x_{d−1})): x (B, D), the network a MADE. Densities take one pass (MAF, Papamakarios et al.
-/// 2017), the inverse D passes, feature by feature; [`super::Inverse`] of it exchanges the two (IAF, Kingma et al. 2016).
-/// Starts as the identity, or near it.
+/// 2017), the inverse D passes, feature by feature; [`super::Inverse`] of it exchanges the two (IAF, Kingma et al.
+/// 2016). Starts as the identity, or near it.
 pub struct Autoregressive {
     net: MaskedMlp,
     kind: Elementwise,

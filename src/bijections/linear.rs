@@ -108,8 +108,8 @@ impl Bijection for LuLinear {
     }
 }
 
-/// y = ln s − ln(1 − s), s = α + (1 − 2α) x, for x in [0, 1], number by number (Dinh et al. 2017); its [`Inverse`] is the
-/// sigmoid. log |det| = Σ ln(1 − 2α) − ln s − ln(1 − s).
+/// y = ln s − ln(1 − s), s = α + (1 − 2α) x, for x in [0, 1], number by number (Dinh et al. 2017); its [`Inverse`]
+/// is the sigmoid. log |det| = Σ ln(1 − 2α) − ln s − ln(1 − s).
 pub struct Logit {
     /// Keeps the ends finite: 0 < α < 1/2.
     pub alpha: f64,

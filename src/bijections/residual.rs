@@ -1,18 +1,18 @@
 //! Invertible residual layers y = x + g(x), g a contraction (Behrmann et al. 2019; Chen et al. 2019, "Residual flows").
 //!
-//! g is a perceptron with LipSwish, z σ(β z) / 1.1 with a learned β > 0 for each layer, between its layers: the bound on its
-//! slope is 1 whatever β is, but its curvature is not. Inputs are small, because the weights of a layer share a norm of
-//! 1, so β starts at 10: with β = 1 units stay where they are nearly straight, and so does the flow. Each weight is divided by what its spectral norm
-//! exceeds Lip^(1/layers) by, so that g's Lipschitz constant is at most Lip < 1. The norm is bounded from above by Gram
-//! iteration (Delattre et al. 2023): with G₀ = W, Gₜ₊₁ = Gₜᵀ Gₜ, ‖W‖ ≤ ‖G_T‖_F^(1/2^T): no vectors to keep, no hope that
-//! a power iteration has converged, and a gradient.
+//! g is a perceptron with LipSwish, z σ(β z) / 1.1 with a learned β > 0 for each layer, between its layers: the
+//! bound on its slope is 1 whatever β is, but its curvature is not. Inputs are small, because the weights of a layer
+//! share a norm of 1, so β starts at 10: with β = 1 units stay where they are nearly straight, and so does the flow.
+//! Each weight is divided by what its spectral norm exceeds Lip^(1/layers) by, so that g's Lipschitz constant is at
+//! most Lip < 1. The norm is bounded from above by Gram iteration (Delattre et al. 2023): with G₀ = W, Gₜ₊₁ = Gₜᵀ
+//! Gₜ, ‖W‖ ≤ ‖G_T‖_F^(1/2^T): no vectors to keep, no hope that a power iteration has converged, and a gradient.
 //!
 //! **Inverse.** The fixed point of x ↦ y − g(x), which converges like Lip^k.
 //! **log |det|**, J = dg/dx. Exactly: all columns of J by forward differentiation, log |det(I + J)| by LU and its
 //! gradient tr((I + J)⁻¹ dJ); D products, for few features. Or without bias by the power series
-//! Σ_k (−1)^(k+1) tr(J^k) / k: εᵀ J^k ε for a random sign vector ε (Hutchinson), cut at a random length N with every term
-//! divided by P(N ≥ k) (Russian roulette). Its gradient is εᵀ dJ u, u = Σ_k (−1)^(k+1) J^(k−1) ε / P(N ≥ k), so a training
-//! step keeps one product whatever N is.
+//! Σ_k (−1)^(k+1) tr(J^k) / k: εᵀ J^k ε for a random sign vector ε (Hutchinson), cut at a random length N with every
+//! term divided by P(N ≥ k) (Russian roulette). Its gradient is εᵀ dJ u, u = Σ_k (−1)^(k+1) J^(k−1) ε / P(N ≥ k), so
+//! a training step keeps one product whatever N is.
 
 use super::{Bijection, BijectionInfo};
 use crate::autograd;
@@ -32,7 +32,8 @@ const SHARPNESS: f64 = 10.0;
 /// The most steps of the inverse.
 const MAX_STEPS: usize = 1000;
 
-/// y = x + g(x) for x (B, D); parameters `0.weight` (D, H), `0.bias`, `1.beta` (of which β is the softplus), `2.weight`, ...
+/// y = x + g(x) for x (B, D); parameters `0.weight` (D, H), `0.bias`, `1.beta` (of which β is the softplus),
+/// `2.weight`, ...
 pub struct Residual {
     layers: Vec<(Param, Param)>,
     sharpness: Vec<Param>,

@@ -69,8 +69,8 @@ struct Line {
     seconds: f64,
 }
 
-/// A detector, or likelihood models as such, with their settings. The score of several is their mean surprisal: that of the
-/// logarithmic opinion pool Π p_i^(1/n), up to a constant.
+/// A detector, or likelihood models as such, with their settings. The score of several is their mean surprisal: that
+/// of the logarithmic opinion pool Π p_i^(1/n), up to a constant.
 struct Judge {
     name: String,
     members: Vec<(&'static DetectorInfo, Value)>,

@@ -1,7 +1,8 @@
 //! `detect`: rank the rows of a file by how anomalous they are, or judge them against clean reference data.
 //!
-//! Without a reference the detector learns from the file itself, anomalies and all (outlier detection). With one, or with
-//! a saved detector, rows are judged against what was learned there, with split-conformal p-values (novelty detection).
+//! Without a reference the detector learns from the file itself, anomalies and all (outlier detection). With one, or
+//! with a saved detector, rows are judged against what was learned there, with split-conformal p-values (novelty
+//! detection).
 //!
 //! A likelihood model (`--model`) is a detector like the others. On a file with anomalies in it, it is fitted by trimmed
 //! likelihood (`train.trim`), so that it does not learn what it should find; the ranking needs no guess of their share.

@@ -21,7 +21,8 @@ pub struct Reading {
     /// The array of labels in npz files, or the column of labels in tables
     #[arg(long, visible_alias = "label", value_name = "NAME")]
     labels: Option<String>,
-    /// What a column of a table is: numeric, categorical, boolean, date or drop [default: inferred; `info FILE` shows it]
+    /// What a column of a table is: numeric, categorical, boolean, date or drop [default: inferred; `info FILE`
+    /// shows it]
     #[arg(long = "column", value_name = "NAME=KIND", value_parser = column)]
     columns: Vec<(String, Wish)>,
     /// Give categorical columns a level for values that are not in the training data, instead of refusing them later

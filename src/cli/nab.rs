@@ -122,8 +122,8 @@ fn method(
     Ok(Method { method: name, profiles: outcomes, vus_roc, vus_pr, range_f1 })
 }
 
-/// The benchmark's baseline: squared deviations from the mean of the last 6,400 steps, in variances. The order is that of
-/// the Gaussian tail probability, without its underflow.
+/// The benchmark's baseline: squared deviations from the mean of the last 6,400 steps, in variances. The order is
+/// that of the Gaussian tail probability, without its underflow.
 fn windowed_gaussian(values: impl Iterator<Item = f64>) -> Vec<f64> {
     const WINDOW: usize = 6400;
     let values: Vec<f64> = values.collect();

@@ -21,7 +21,8 @@ const ALPHA: f64 = 0.01;
 pub struct Args {
     /// A model file, or the folder that `train` wrote
     model: PathBuf,
-    /// The data to score; - reads rows from standard input, line by line: cells as in CSV (a header may name them) or JSON
+    /// The data to score; - reads rows from standard input, line by line: cells as in CSV (a header may name them)
+    /// or JSON
     data: PathBuf,
     #[command(flatten)]
     reading: inputs::Reading,

@@ -2,9 +2,9 @@
 //!
 //! Training allocates the same sizes again and again; the pool hands the same memory back, warm in cache and
 //! without page faults. Large buffers ask for huge pages: matrix products walk through more 4-KiB pages than the
-//! processor remembers addresses for. Memory is zeroed when it is first taken from the system, so every byte is initialised.
-//! While [`guard`] is on, each buffer is poisoned with NaN patterns and followed by a canary that is checked
-//! when the buffer is dropped: an op that reads what it did not write, or writes past its end, is found.
+//! processor remembers addresses for. Memory is zeroed when it is first taken from the system, so every byte is
+//! initialised. While [`guard`] is on, each buffer is poisoned with NaN patterns and followed by a canary that is
+//! checked when the buffer is dropped: an op that reads what it did not write, or writes past its end, is found.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -16,8 +16,8 @@ const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const CANARY: u8 = 0xC5;
 const POISON: u8 = 0xFF;
-/// Free memory above this is given back to the system instead of being kept, unless so much has been live before: a step of
-/// training needs again what the one before it needed.
+/// Free memory above this is given back to the system instead of being kept, unless so much has been live before: a
+/// step of training needs again what the one before it needed.
 const KEEP_BYTES: usize = 1 << 30;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);

@@ -1,8 +1,8 @@
 //! Multi-tensor optimiser kernels: one pass over the memory, one parallel region for all tensors of a model.
 //!
 //! Adam reads weight, gradient and both moments and writes all but the gradient: 28 bytes per f32 element (36
-//! with a moving average), for about 12 operations; outside the cache it is bound by memory. On devices `kernels/adam.cu`
-//! does the same.
+//! with a moving average), for about 12 operations; outside the cache it is bound by memory. On devices
+//! `kernels/adam.cu` does the same.
 
 use super::{par, simd::vectorize};
 use crate::tensor::Float;
@@ -10,7 +10,8 @@ use crate::tensor::Float;
 /// Elements per task; fixed, so that sums have a fixed order.
 const CHUNK: usize = 16 * 1024;
 
-/// The numbers of one step t = 1, 2, ... of Adam (Kingma & Ba 2015) or AdamW (decoupled decay: Loshchilov & Hutter 2019).
+/// The numbers of one step t = 1, 2, ... of Adam (Kingma & Ba 2015) or AdamW (decoupled decay: Loshchilov & Hutter
+/// 2019).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
     /// Decay β₁ of the first moment.

@@ -2,8 +2,8 @@
 //! returns. Deterministic, a few million threads per second. See `kernels/emulator/cuda_cpu.h`.
 //!
 //! New memory holds NaN patterns and ends in a canary; launches check their arguments against the kernel's
-//! parameters; barriers and warp collectives that threads do not reach together are errors with file and line, and so are
-//! accesses that no barrier orders in a build that looks for them (`kernels/emulator/races.h`).
+//! parameters; barriers and warp collectives that threads do not reach together are errors with file and line, and
+//! so are accesses that no barrier orders in a build that looks for them (`kernels/emulator/races.h`).
 
 use super::{Arg, Backend, Device, Graph, Grid, Kernel, OUT_OF_MEMORY, Queue, found};
 use crate::random::Philox;
@@ -34,7 +34,8 @@ pub fn finds_races() -> bool {
     unsafe { surprisal_emulator_finds_races() != 0 }
 }
 
-/// What two blocks of 64 threads write under a kernel of `kernels/emulator/probe.cu`, which does one thing `right` or wrong.
+/// What two blocks of 64 threads write under a kernel of `kernels/emulator/probe.cu`, which does one thing `right`
+/// or wrong.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Device`] with what the emulator says about the launch.
@@ -80,8 +81,8 @@ pub fn set_room(bytes: Option<usize>) {
     TOTAL.set(bytes.unwrap_or(0) + HELD.get().max(0) as usize);
 }
 
-/// Makes the next launch of the kernel `symbol` by this thread fail as a fault inside a kernel does: it is queued, and the
-/// next copy to the host reports it.
+/// Makes the next launch of the kernel `symbol` by this thread fail as a fault inside a kernel does: it is queued,
+/// and the next copy to the host reports it.
 pub fn set_fault(symbol: &str) {
     FAULT.set(Some((symbol.into(), false)));
 }
@@ -101,8 +102,8 @@ pub fn set_order(order: Order) {
     ORDER.set(code);
 }
 
-/// Tests of programs set this variable to the driver that `--device cuda` is to find, emulated: `none`, or its version (1000
-/// major + 10 minor), its number of GPUs, and optionally bytes of memory: free, and in all.
+/// Tests of programs set this variable to the driver that `--device cuda` is to find, emulated: `none`, or its
+/// version (1000 major + 10 minor), its number of GPUs, and optionally bytes of memory: free, and in all.
 const STAND_IN: &str = "SURPRISAL_EMULATED_DRIVER";
 
 /// Whether the emulator stands in for CUDA devices.

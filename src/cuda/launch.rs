@@ -16,8 +16,8 @@ pub(crate) trait Arg {
         allow(dead_code, reason = "the emulator reads it")
     )]
     fn kind(&self) -> String;
-    /// What must be the same for a launch to be the same again: the value; of memory nothing; of a draw its distance from
-    /// `base`.
+    /// What must be the same for a launch to be the same again: the value; of memory nothing; of a draw its distance
+    /// from `base`.
     fn same(&self, base: &Philox) -> Cow<'_, [u8]>;
 }
 
@@ -217,8 +217,8 @@ impl Arg for Draw {
     }
 }
 
-/// The three symbols of a kernel that exists for every element type of a device, and a fourth of one for f32 that may round
-/// to TF32.
+/// The three symbols of a kernel that exists for every element type of a device, and a fourth of one for f32 that
+/// may round to TF32.
 pub(crate) struct Kernels {
     file: &'static str,
     f32: &'static str,

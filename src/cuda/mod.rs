@@ -169,8 +169,8 @@ trait Queue: Send + Sync {
     fn begin(&self) -> std::result::Result<(), String>;
     /// How many blocks run side by side, at least.
     fn multiprocessors(&self) -> usize;
-    /// How the copy engine reads a tensor of a half type with these dims, the first side by side, in boxes of 64 by `lines`,
-    /// swizzled by 128 bytes; or why it does not.
+    /// How the copy engine reads a tensor of a half type with these dims, the first side by side, in boxes of 64 by
+    /// `lines`, swizzled by 128 bytes; or why it does not.
     fn tensor_map(
         &self,
         from: u64,

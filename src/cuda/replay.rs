@@ -1,10 +1,11 @@
 //! Work that is done again and again: recorded once, then replayed as one launch (a CUDA graph).
 //!
-//! The first two times the work runs as it is, and what it asks of the device is compared: the kernels, their geometry and
-//! numbers, what is copied to the device; draws of random numbers by their distance from the generator's place at the
-//! start. Where both agree, and nothing was read back by the host, the third time is recorded and every later one is a
-//! replay: same kernels, same addresses, the random numbers moved on through a counter in device memory. Work that does
-//! not repeat itself goes on as it is (SURPRISAL_REPLAY_LOG=1 says why). Results are bit for bit those of running the work.
+//! The first two times the work runs as it is, and what it asks of the device is compared: the kernels, their
+//! geometry and numbers, what is copied to the device; draws of random numbers by their distance from the
+//! generator's place at the start. Where both agree, and nothing was read back by the host, the third time is
+//! recorded and every later one is a replay: same kernels, same addresses, the random numbers moved on through a
+//! counter in device memory. Work that does not repeat itself goes on as it is (SURPRISAL_REPLAY_LOG=1 says why).
+//! Results are bit for bit those of running the work.
 
 use super::handle::Watched;
 use super::{Arg, Backend, Fault, Gpu, Graph, Grid, Held, Kernel, Memory, pool::Pool};
@@ -311,8 +312,8 @@ pub(super) fn uploaded(bytes: &[u8]) {
     });
 }
 
-/// Memory that is shared and about to be changed is copied first. A recording may do that with its own memory only: of other
-/// memory every replay would take the same old copy.
+/// Memory that is shared and about to be changed is copied first. A recording may do that with its own memory only:
+/// of other memory every replay would take the same old copy.
 pub(super) fn copied(memory: &Held) -> std::result::Result<(), String> {
     SESSION.with_borrow_mut(|session| match session {
         Session::Tracing { trace, .. } => {

@@ -9,7 +9,8 @@ pub(crate) struct Tile {
     m: usize,
     n: usize,
     threads: u32,
-    /// Relative time of a flop on a busy multiprocessor: what L2 gives per flop falls with the size. Reckoned, not measured.
+    /// Relative time of a flop on a busy multiprocessor: what L2 gives per flop falls with the size. Reckoned, not
+    /// measured.
     cost: f64,
 }
 

@@ -1,15 +1,15 @@
 //! How finely columns are resolved: numbers that only take separate values.
 //!
-//! A count, a code or a rounded measurement says of its quantity no more than the gap to the neighbouring value allows, yet
-//! a density may rise without bound on the values themselves, and then such columns decide alone how likely a row is.
-//! Smoothed by normal noise of half a gap, two equally frequent neighbours have no valley between them: the sum of
-//! N(0, σ²) and N(δ, σ²) has one mode exactly when δ ≤ 2σ.
+//! A count, a code or a rounded measurement says of its quantity no more than the gap to the neighbouring value
+//! allows, yet a density may rise without bound on the values themselves, and then such columns decide alone how
+//! likely a row is. Smoothed by normal noise of half a gap, two equally frequent neighbours have no valley between
+//! them: the sum of N(0, σ²) and N(δ, σ²) has one mode exactly when δ ≤ 2σ.
 
 use crate::cpu::par;
 use crate::tensor::Tensor;
 
-/// The gap of each column of `values` (N, D): the median over its cells of the distance to the nearest different value; 0
-/// for a column with fewer than two values. Cells that are NaN are left out.
+/// The gap of each column of `values` (N, D): the median over its cells of the distance to the nearest different
+/// value; 0 for a column with fewer than two values. Cells that are NaN are left out.
 ///
 /// # Panics
 /// When `values` is not a matrix.

@@ -7,9 +7,9 @@
 //! share the byte 255. They stay apart from lines of no known kind, which is what a new failure looks like.
 //!
 //! The templates are mined from the file ([`Templates`]) unless the options bring those of a model. Lines are cut into
-//! windows of consecutive ones; with [`ReadOptions::session`] those that have a word with this beginning (`blk_`, `user=`)
-//! are put together by that word, one sequence each, in the order of their first lines, cut or filled up to the window.
-//! Files of events have one sequence per line already: numbers from 1 to 255.
+//! windows of consecutive ones; with [`ReadOptions::session`] those that have a word with this beginning (`blk_`,
+//! `user=`) are put together by that word, one sequence each, in the order of their first lines, cut or filled up to
+//! the window. Files of events have one sequence per line already: numbers from 1 to 255.
 
 use super::input::Input;
 use super::{Cut, Dataset, Probe, ReadOptions, SourceInfo, Templates, data};
@@ -187,8 +187,8 @@ mod tests {
         assert!(sessions(&lines, "user=").is_empty());
     }
 
-    /// 300 kinds of lines, ten of them frequent, the last ones: those have bytes of their own, a rare one shares 255, and a new
-    /// one is still unknown.
+    /// 300 kinds of lines, ten of them frequent, the last ones: those have bytes of their own, a rare one shares
+    /// 255, and a new one is still unknown.
     #[test]
     fn more_kinds_than_bytes() {
         let word = |i: usize| format!("event{} of kind {}", letters(i), letters(i));

@@ -1,9 +1,9 @@
 //! Parquet: tables stored by columns (feature `parquet`), without nested columns; snappy or no compression.
 //!
 //! The schema comes from the types in the file: text is categorical, booleans are boolean, dates and timestamps dates,
-//! everything else is numeric (times of day in seconds). [`ReadOptions::columns`] overrides it. The cells take the way of
-//! [`super::csv`] as texts, so that one place infers levels and missing cells and holds files against a given schema;
-//! messages count the header as line 1.
+//! everything else is numeric (times of day in seconds). [`ReadOptions::columns`] overrides it. The cells take the
+//! way of [`super::csv`] as texts, so that one place infers levels and missing cells and holds files against a given
+//! schema; messages count the header as line 1.
 
 use super::csv::table;
 use super::{Dataset, Probe, ReadOptions, SourceInfo, Wish, cells, data, format};

@@ -1,9 +1,9 @@
 //! Series: a text table whose rows are steps in time, cut into windows (N, T, D).
 //!
-//! The file is read as [`super::csv`] does. Its first date column, or else a numeric column called `timestamp` or `time`,
-//! tells the times (days since 1970-01-01, or as they are), which must not decrease; every window keeps the time of its
-//! first step. The other columns are numbers, without missing cells; where time jumps by more than 1.5 of its median step
-//! there is a gap, which no window crosses.
+//! The file is read as [`super::csv`] does. Its first date column, or else a numeric column called `timestamp` or
+//! `time`, tells the times (days since 1970-01-01, or as they are), which must not decrease; every window keeps the
+//! time of its first step. The other columns are numbers, without missing cells; where time jumps by more than 1.5
+//! of its median step there is a gap, which no window crosses.
 
 use super::csv::{CSV, table};
 use super::input::Input;

@@ -1,13 +1,13 @@
-//! Templates of log lines, mined online in the manner of Drain (He et al. 2017, "Drain: an online log parsing approach with
-//! fixed depth tree").
+//! Templates of log lines, mined online in the manner of Drain (He et al. 2017, "Drain: an online log parsing
+//! approach with fixed depth tree").
 //!
 //! ```text
 //! line -> words, numbers masked -> group by (number of words, first two words) -> the most similar template
 //! ```
-//! A word's runs of letters and digits that contain a digit become `<*>`. Within a group a line joins the template with the
-//! largest share of equal words if that is at least one half, and the words in which they differ become `<*>`; else it
-//! starts a template. Mined templates are frozen: [`Templates::find`] changes nothing, so that what a model has learned of
-//! template 7 stays true, and a line of a new kind is told as such.
+//! A word's runs of letters and digits that contain a digit become `<*>`. Within a group a line joins the template
+//! with the largest share of equal words if that is at least one half, and the words in which they differ become
+//! `<*>`; else it starts a template. Mined templates are frozen: [`Templates::find`] changes nothing, so that what a
+//! model has learned of template 7 stays true, and a line of a new kind is told as such.
 
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -35,8 +35,8 @@ pub struct Templates {
 type Group = (usize, Vec<String>);
 
 impl Templates {
-    /// Mines `lines`. The `most` templates of the most lines come first, then the others, `MOST` in all; both in the order of
-    /// their first lines.
+    /// Mines `lines`. The `most` templates of the most lines come first, then the others, `MOST` in all; both in the
+    /// order of their first lines.
     pub fn mine<'a>(lines: impl Iterator<Item = &'a str>, most: usize) -> Self {
         let mut mined = Self::default();
         let mut counts: Vec<usize> = Vec::new();

@@ -1,8 +1,9 @@
 //! Text and other streams of bytes as sequences of tokens 0..256.
 //!
-//! A stream is cut into windows of [`ReadOptions::window`] bytes, one every [`ReadOptions::stride`]; what does not fill a
-//! window at the end is left out. With [`ReadOptions::lines`] every line that is not empty is an example instead: cut
-//! after as many bytes as a window has, or filled up with zero bytes, so that a model learns where lines end.
+//! A stream is cut into windows of [`ReadOptions::window`] bytes, one every [`ReadOptions::stride`]; what does not
+//! fill a window at the end is left out. With [`ReadOptions::lines`] every line that is not empty is an example
+//! instead: cut after as many bytes as a window has, or filled up with zero bytes, so that a model learns where
+//! lines end.
 
 use super::input::Input;
 use super::{Cut, Dataset, Probe, ReadOptions, SourceInfo, data};

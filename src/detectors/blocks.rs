@@ -1,4 +1,5 @@
-//! Tables cut into blocks of rows that lie together, at medians of their widest column (Friedman, Bentley & Finkel 1977).
+//! Tables cut into blocks of rows that lie together, at medians of their widest column (Friedman, Bentley & Finkel
+//! 1977).
 
 use super::Table;
 use crate::cpu::par;

@@ -3,9 +3,9 @@
 //! ```text
 //! score(x) = 2^(−E[h(x)] / c(ψ))           c(n) = 2 (ln(n − 1) + 0.5772...) − 2 (n − 1)/n,  c(2) = 1,  c(1) = 0
 //! ```
-//! h(x) is the number of random cuts that lead to x's leaf in a tree grown on ψ rows, plus c(rows left in the leaf); a cut
-//! takes one column among those that still vary and a threshold uniform between its extremes; trees end at depth
-//! ⌈log2 ψ⌉. In (0, 1): about 0.5 for a row that is isolated no sooner than others. One row: 0.5 everywhere.
+//! h(x) is the number of random cuts that lead to x's leaf in a tree grown on ψ rows, plus c(rows left in the leaf);
+//! a cut takes one column among those that still vary and a threshold uniform between its extremes; trees end at
+//! depth ⌈log2 ψ⌉. In (0, 1): about 0.5 for a row that is isolated no sooner than others. One row: 0.5 everywhere.
 
 use super::{DetectorInfo, Method, Scaling, Table, boxed, defaults, setting};
 use crate::cpu::par;

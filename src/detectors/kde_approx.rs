@@ -1,14 +1,15 @@
-//! Kernel density estimate by hashing, in time that does not depend on the size of the reference (after Coleman & Shrivastava
-//! 2020, "RACE"; Charikar & Siminelakis 2017).
+//! Kernel density estimate by hashing, in time that does not depend on the size of the reference (after Coleman &
+//! Shrivastava 2020, "RACE"; Charikar & Siminelakis 2017).
 //!
 //! ```text
 //! p̂(x) = Σ_s 2^(−s P)  1/L Σ_l  #{y in sample l : cell_{l,s}(y) = cell_{l,s}(x)} / m          score(x) = −log p̂(x)
 //! ```
-//! Table l projects on P random directions (Datar et al. 2004) and cuts them into cells of side 2^s w with a random offset;
-//! two rows share a cell with a probability that falls with their distance, so the counts add up to a kernel estimate. The
-//! S sides from narrow to wide, each weighed by the volume of its cells, give the kernel a tail: rows that meet nobody in
-//! the narrow cells are ordered by the wide ones. Each table holds m rows drawn without replacement. The score has no
-//! unit; a row that meets nobody at all scores as if it had met half a row in the widest cell of one table.
+//! Table l projects on P random directions (Datar et al. 2004) and cuts them into cells of side 2^s w with a random
+//! offset; two rows share a cell with a probability that falls with their distance, so the counts add up to a kernel
+//! estimate. The S sides from narrow to wide, each weighed by the volume of its cells, give the kernel a tail: rows
+//! that meet nobody in the narrow cells are ordered by the wide ones. Each table holds m rows drawn without
+//! replacement. The score has no unit; a row that meets nobody at all scores as if it had met half a row in the
+//! widest cell of one table.
 
 use super::iforest::sample;
 use super::{DetectorInfo, Method, Scaling, Table, boxed, defaults, setting};

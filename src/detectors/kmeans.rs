@@ -4,8 +4,9 @@
 //! score(x) = |x − c|                      c: the nearest of K centres (distance, the default)
 //!          = n / n_c + d/(1 + d)          n_c of n reference rows belong to c, d = |x − c| breaks ties (cluster_size)
 //! ```
-//! Centres start from greedy k-means++ (Arthur & Vassilvitskii 2007; 2 + ln K trials per centre) and move until they shift
-//! by less than 1e-4 of the mean variance (squared), as scikit-learn's. There are never more centres than different rows.
+//! Centres start from greedy k-means++ (Arthur & Vassilvitskii 2007; 2 + ln K trials per centre) and move until they
+//! shift by less than 1e-4 of the mean variance (squared), as scikit-learn's. There are never more centres than
+//! different rows.
 
 use super::iforest::uniform;
 use super::table::squared_distance;
@@ -171,7 +172,8 @@ impl Clusters {
     }
 }
 
-/// Greedy k-means++: each further centre is the best of a few rows drawn by their squared distance from the present ones.
+/// Greedy k-means++: each further centre is the best of a few rows drawn by their squared distance from the present
+/// ones.
 fn start(x: &Table, k: usize, stream: &mut WordStream) -> Table {
     let trials = 2 + (k as f64).ln() as usize;
     let mut chosen = vec![stream.below(x.rows() as u64) as usize];

@@ -27,8 +27,8 @@ pub(super) fn covariance(x: &Table, centre: &[f64]) -> Vec<f64> {
 /// Eigenvalues, ascending, and eigenvectors, one per row, of the symmetric matrix `a`.
 ///
 /// Householder reflections to tridiagonal form, then implicit QL steps (Bowdler, Martin, Reinsch & Wilkinson 1968);
-/// about 4 n³ multiplications, all along rows. Large matrices are limited by memory, so a reflection is applied while the
-/// product with the next one is formed, and rotations are collected until they are worth a pass.
+/// about 4 n³ multiplications, all along rows. Large matrices are limited by memory, so a reflection is applied
+/// while the product with the next one is formed, and rotations are collected until they are worth a pass.
 pub(super) fn eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     debug_assert_eq!(a.len(), n * n);
     let (mut diagonal, mut off) = (vec![0.0; n], vec![0.0; n]);

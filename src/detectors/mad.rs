@@ -4,8 +4,8 @@
 //! score(x) = max_j 0.6745 |x_j − median_j| / MAD_j          MAD_j = median over the reference of |y_j − median_j|
 //! ```
 //! The modified z-score: above 3.5 is what its authors call an anomaly. Where more than half of a column is one value,
-//! MAD is 0 and the mean absolute deviation stands in, |x_j − median_j| / (1.2533 MeanAD_j), as they propose; a column that
-//! is constant in the reference says nothing.
+//! MAD is 0 and the mean absolute deviation stands in, |x_j − median_j| / (1.2533 MeanAD_j), as they propose; a
+//! column that is constant in the reference says nothing.
 
 use super::{DetectorInfo, Method, NoSettings, Scaling, Table, boxed, defaults, three_sigma};
 use crate::error::Result;

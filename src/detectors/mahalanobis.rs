@@ -3,8 +3,8 @@
 //! ```text
 //! score(x) = (x − μ)ᵀ Σ⁻¹ (x − μ)
 //! ```
-//! μ, Σ: mean and covariance of the reference. Where Σ is singular its pseudo-inverse is taken, so directions in which the
-//! reference does not vary say nothing; a reference of one row scores 0 everywhere.
+//! μ, Σ: mean and covariance of the reference. Where Σ is singular its pseudo-inverse is taken, so directions in
+//! which the reference does not vary say nothing; a reference of one row scores 0 everywhere.
 
 use super::linalg::Whitening;
 use super::{DetectorInfo, Method, NoSettings, Scaling, Table, boxed, defaults};

@@ -5,12 +5,13 @@
 //! rows with d² / c(h/n) < χ²_D(0.975)                                      ->  mean, covariance · c(0.975)
 //! score(x) = squared Mahalanobis distance by these               c(α) = α / P(χ²_{D+2} ≤ χ²_D quantile of α)
 //! ```
-//! A concentration step takes the h rows nearest by the present distance; it never raises the determinant. Up to 500 rows: 30
-//! random starts, two steps each, the best 10 to convergence. Above: subsets of about 300 rows, or 5 per column if that is
-//! more (half of 300 rows has no determinant in wide tables), 500 starts in all, fewer above 60 columns, the best 10 of each carried to 1500 rows and the best 10 of those to all (Croux & Haesbroeck 1999 for c). Of one column
-//! the exact half is taken. If all rows lie in a subspace the search takes place there; if there are too few rows for a
-//! half to have a determinant (n ≤ 2D), all rows are the half. Where the h rows lie in a subspace the search ends, and
-//! distances across it are not counted; a reference of one row scores 0.
+//! A concentration step takes the h rows nearest by the present distance; it never raises the determinant. Up to 500
+//! rows: 30 random starts, two steps each, the best 10 to convergence. Above: subsets of about 300 rows, or 5 per
+//! column if that is more (half of 300 rows has no determinant in wide tables), 500 starts in all, fewer above 60
+//! columns, the best 10 of each carried to 1500 rows and the best 10 of those to all (Croux & Haesbroeck 1999 for
+//! c). Of one column the exact half is taken. If all rows lie in a subspace the search takes place there; if there
+//! are too few rows for a half to have a determinant (n ≤ 2D), all rows are the half. Where the h rows lie in a
+//! subspace the search ends, and distances across it are not counted; a reference of one row scores 0.
 
 use super::iforest::sample;
 use super::linalg::{Whitening, covariance};

@@ -1,7 +1,7 @@
 //! Any likelihood model of tables as a detector: score(x) = −log p(x), in nats of the prepared columns.
 //!
-//! A model that knows kinds of columns (`made`) sees categories as levels; the others see one number per level. It is not
-//! in the registry, whose detectors need no training by gradient steps; `detect --model` asks for it.
+//! A model that knows kinds of columns (`made`) sees categories as levels; the others see one number per level. It
+//! is not in the registry, whose detectors need no training by gradient steps; `detect --model` asks for it.
 
 use super::likelihood::Likelihood;
 use super::{DetectorInfo, Method, Scaling, Table, boxed, defaults};

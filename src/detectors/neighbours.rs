@@ -5,8 +5,9 @@
 //! ```
 //! Reference rows and queries are cut at medians of their widest column into blocks of rows that lie together
 //! (Friedman, Bentley & Finkel 1977). A block of queries meets the blocks of the reference nearest first, as one matrix
-//! product each, until the distance between the boxes exceeds what every query has found; queries that are too far from a
-//! block's box sit out its product; the few best of each row are selected while the product is in cache. So few columns prune and many columns run at the speed of the product.
+//! product each, until the distance between the boxes exceeds what every query has found; queries that are too far
+//! from a block's box sit out its product; the few best of each row are selected while the product is in cache. So
+//! few columns prune and many columns run at the speed of the product.
 //!
 //! The k + some candidates of a query are measured again in f64. With γ the relative rounding error of a product, a row
 //! that was not proposed is farther than min(t/(1 + 4γ), t − 16γ|x|²), t being the last candidate's proposed distance;
@@ -120,8 +121,8 @@ impl Group<'_> {
         (&index.parts.order[start..end], self.products[..m * n].chunks_exact(n))
     }
 
-    /// Puts into `open` the rows whose distance from the box of `block` is within their `limit`. A row that is left out has
-    /// nothing to find there: the bound's rounding error is below that of a tile.
+    /// Puts into `open` the rows whose distance from the box of `block` is within their `limit`. A row that is left
+    /// out has nothing to find there: the bound's rounding error is below that of a tile.
     fn open(&self, block: u32, limit: &[f32], open: &mut Vec<u32>) {
         let (m, d) = (self.rows.len(), self.queries.columns());
         let (low, high) = self.index.boxes[block as usize * 2 * d..][..2 * d].split_at(d);

@@ -3,9 +3,9 @@
 //! ```text
 //! score(x) = Σ_k |z − v_k| / r_k
 //! ```
-//! z: x standardised by the reference, v_k its principal directions (sign: the entry of largest magnitude is positive), r_k
-//! the share of the variance along v_k, so small components weigh most. A share below 1e-16 counts as that: if the
-//! reference lies in a subspace the score is essentially the distance from its mean, and stays finite.
+//! z: x standardised by the reference, v_k its principal directions (sign: the entry of largest magnitude is
+//! positive), r_k the share of the variance along v_k, so small components weigh most. A share below 1e-16 counts as
+//! that: if the reference lies in a subspace the score is essentially the distance from its mean, and stays finite.
 
 use super::linalg::{self, dot};
 use super::{DetectorInfo, Method, NoSettings, Scaling, Table, boxed, defaults};

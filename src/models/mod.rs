@@ -282,8 +282,8 @@ impl dyn Model + '_ {
         self.device().run(f)
     }
 
-    /// [`Model::sample`] on the model's device, in batches that are recorded and replayed where the model allows it; the samples
-    /// come to the host.
+    /// [`Model::sample`] on the model's device, in batches that are recorded and replayed where the model allows it;
+    /// the samples come to the host.
     ///
     /// # Errors
     /// Those of [`Model::sample`] and of the device.

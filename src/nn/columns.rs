@@ -3,8 +3,8 @@
 use crate::cuda::on_host;
 use crate::tensor::{DType, Tensor};
 
-/// y (..., D) of `dtype` from x (..., D). On devices, which have no f64, the shift is taken off in two parts that hold it
-/// to 48 bits; f64 values are standardised on the host.
+/// y (..., D) of `dtype` from x (..., D). On devices, which have no f64, the shift is taken off in two parts that
+/// hold it to 48 bits; f64 values are standardised on the host.
 pub(crate) fn standardised(x: &Tensor, shift: &[f64], scale: &[f64], dtype: DType) -> Tensor {
     let d = shift.len();
     let row = |f: &dyn Fn(usize) -> f64| Tensor::from_fn([d], f);

@@ -323,8 +323,8 @@ impl Run<'_> {
     }
 }
 
-/// The root mean square of e / (atol + rtol max(|a|, |b|)) over all elements, e = h Σ weights_j slopes_j of each tensor; not
-/// finite where one is not.
+/// The root mean square of e / (atol + rtol max(|a|, |b|)) over all elements, e = h Σ weights_j slopes_j of each
+/// tensor; not finite where one is not.
 fn rms(weights: &[f64], h: f64, slopes: &[Vec<Tensor>], a: &[Tensor], b: &[Tensor], control: Control) -> f64 {
     let (mut sum, mut n) = (0.0, 0);
     for ((ks, a), b) in slopes.iter().zip(a).zip(b) {

@@ -1,12 +1,13 @@
-//! Mixed precision: within [`mixed`], matrix products, convolutions and their gradients take f32 tensors as bf16 or f16, add up
-//! in f32 and give f32 back. Everything else (sums, log-determinants, likelihoods, the residual stream) stays f32, as do
-//! the weights that the optimiser steps: each use rounds them anew, and their gradients come back through that cast.
-//! bf16 keeps the range of f32 in 8 bits of precision; tensor cores multiply it 8 to 16 times as fast as f32. A CPU with
-//! `vdpbf16ps` multiplies it twice as fast: there the products round f32 operands as they pack them, and no narrow
-//! tensor is made. f16 has 11 bits but the range of 6e-8 to 65504, so training multiplies the loss ([`crate::train`]).
+//! Mixed precision: within [`mixed`], matrix products, convolutions and their gradients take f32 tensors as bf16 or
+//! f16, add up in f32 and give f32 back. Everything else (sums, log-determinants, likelihoods, the residual stream)
+//! stays f32, as do the weights that the optimiser steps: each use rounds them anew, and their gradients come back
+//! through that cast. bf16 keeps the range of f32 in 8 bits of precision; tensor cores multiply it 8 to 16 times as
+//! fast as f32. A CPU with `vdpbf16ps` multiplies it twice as fast: there the products round f32 operands as they
+//! pack them, and no narrow tensor is made. f16 has 11 bits but the range of 6e-8 to 65504, so training multiplies
+//! the loss ([`crate::train`]).
 //!
-//! [`tf32`] leaves f32 tensors as they are, and devices round the operands of products to 11 bits on their way to the tensor
-//! cores. Without it f32 products are those of f32.
+//! [`tf32`] leaves f32 tensors as they are, and devices round the operands of products to 11 bits on their way to
+//! the tensor cores. Without it f32 products are those of f32.
 
 use super::cast::cast;
 use crate::cpu::gemm::{Act, has_bf16};

@@ -430,8 +430,8 @@ fn cases() -> Vec<Case> {
             );
         }
     }
-    // Channels in eights, for the tiles of kernels/wide.cuh. Of so many relus one would be at its kink, were its bias not
-    // an eighth beside sums of quarters.
+    // Channels in eights, for the tiles of kernels/wide.cuh. Of so many relus one would be at its kink, were its
+    // bias not an eighth beside sums of quarters.
     for (sx, sw, spec) in [
         ([2, 9, 10, 8], [3, 3, 8, 16], ConvSpec::same(3)),
         ([1, 12, 11, 24], [1, 1, 24, 136], ConvSpec::same(1)),

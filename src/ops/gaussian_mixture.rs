@@ -4,10 +4,10 @@
 //! ```text
 //! ln Σ_k softmax(logits)_k e^{−s_k} f((x − μ_k) e^{−s_k}),   f = N(0, 1) or σ'(z) = σ(z) σ(−z)
 //! ```
-//! (Bishop 1994, "Mixture density networks"; logistics, whose tails cost |z| nats instead of z²: Salimans et al. 2017). A
-//! log-scale below `lowest` counts as `lowest` and has no gradient: repeated numbers would draw a component to a density
-//! without bound. A missing number (NaN) has 0 nats, which marginalises it, and no gradient. 12 K bytes and about 30 K
-//! flops per number, 60 K if logistic. On devices the logistic form runs as its composite.
+//! (Bishop 1994, "Mixture density networks"; logistics, whose tails cost |z| nats instead of z²: Salimans et al.
+//! 2017). A log-scale below `lowest` counts as `lowest` and has no gradient: repeated numbers would draw a component
+//! to a density without bound. A missing number (NaN) has 0 nats, which marginalises it, and no gradient. 12 K bytes
+//! and about 30 K flops per number, 60 K if logistic. On devices the logistic form runs as its composite.
 
 use super::logistic_mixture::{LANES, lanes_logsumexp};
 use super::{Case, OpInfo, binary, cast::cast, normal, shape, softmax, unary};

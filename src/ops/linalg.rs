@@ -1,8 +1,8 @@
 //! Small square matrices: inverse and log |det|, by LU factorisation with partial pivoting in f64.
 //!
 //! On devices one block factorises a matrix in its shared memory, so that nobody waits for the host; larger matrices go
-//! through the host. Meant for the channel matrices of flows (n up to a few hundred): O(n³), one thread. Gradients are written
-//! in primitives: d log|det A| = A^-T, d A^-1 = −A^-1 dA A^-1.
+//! through the host. Meant for the channel matrices of flows (n up to a few hundred): O(n³), one thread. Gradients
+//! are written in primitives: d log|det A| = A^-T, d A^-1 = −A^-1 dA A^-1.
 
 use super::{Case, OpInfo, binary, matmul::matmul, normal, shape, unary};
 use crate::autograd::{Recipe, record};

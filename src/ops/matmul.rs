@@ -292,7 +292,8 @@ fn cases() -> Vec<Case> {
             cases.push(Case::new(name, inputs, move |x| vec![matmul(&x[0], &x[1], ta, tb)]));
         }
     }
-    // Rows of whole 16 bytes, for the tiles of kernels/wide.cuh: one that fits, and ragged ones, in shapes that favour each.
+    // Rows of whole 16 bytes, for the tiles of kernels/wide.cuh: one that fits, and ragged ones, in shapes that
+    // favour each.
     for (m, n, k) in
         [(128, 256, 40), (136, 488, 200), (120, 128, 160), (200, 120, 72), (64, 64, 264), (40, 200, 8)]
     {
@@ -332,7 +333,8 @@ fn linear_cases() -> Vec<Case> {
                 vec![linear(&x[0], &x[1], Some(&x[2]), act)]
             })
             .composite(move |x| vec![composite(&x[0], &x[1], Some(&x[2]), act)]);
-            // Of thousands of relus one is so near to its kink that a difference straddles it; below they keep away from it.
+            // Of thousands of relus one is so near to its kink that a difference straddles it; below they keep away
+            // from it.
             cases.push(if act == Act::Relu && n > 50 { case.order(0) } else { case });
         }
     }

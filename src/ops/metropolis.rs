@@ -1,5 +1,5 @@
-//! A leapfrog step of Hamiltonian dynamics and the decision on its end (Duane et al. 1987; Neal 2011), for chains side by
-//! side, x (C, ...); unrecorded. With the potential's gradient g at x and a momentum p,
+//! A leapfrog step of Hamiltonian dynamics and the decision on its end (Duane et al. 1987; Neal 2011), for chains
+//! side by side, x (C, ...); unrecorded. With the potential's gradient g at x and a momentum p,
 //! ```text
 //! leapfrog:    p½ = p − ε/2 g,  x' = x + ε p½
 //! metropolis:  accepted with min(1, e^{H − H'}),  H = U + ½ |p|²          (C,)

@@ -1,7 +1,7 @@
 //! The CDF of a mixture of logistics as a monotone map (Ho et al. 2019, "Flow++").
 //!
-//! For each number x (B, ...) the params (B, ..., 2 + 3K) are r, t, then the logits (K) of the weights π, the means μ (K)
-//! and the log scales s (K) of the components:
+//! For each number x (B, ...) the params (B, ..., 2 + 3K) are r, t, then the logits (K) of the weights π, the means
+//! μ (K) and the log scales s (K) of the components:
 //! ```text
 //! F(x) = Σ π σ((x − μ) e^−s),  y = logit F(x) e^ℓ + t,  ℓ = 2 tanh(r / 2),
 //! ln dy/dx = ln F'(x) − ln F − ln(1 − F) + ℓ,            log |det| (B,) is its sum, in nats

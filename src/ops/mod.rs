@@ -174,8 +174,8 @@ pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {
     Philox::new(seed).normal(shape, DType::F64)
 }
 
-/// [`normal`] rounded to halves. Their products are quarters, so that sums of them and [`eighths`] stay an eighth away from 0,
-/// where relu has its kink.
+/// [`normal`] rounded to halves. Their products are quarters, so that sums of them and [`eighths`] stay an eighth
+/// away from 0, where relu has its kink.
 pub(crate) fn halves(seed: u64, shape: &[usize]) -> Tensor {
     let x: Vec<f64> = normal(seed, shape).to_f64_vec().iter().map(|x| (2.0 * x).round() / 2.0).collect();
     Tensor::from_slice(&x, shape)

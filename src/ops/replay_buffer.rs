@@ -4,9 +4,9 @@
 //! take:  y_i = noise with probability `restart`, else buffer at slot_i     (N, ...)
 //! put:   buffer at slot_i = y_i, unless y_i has a number that is not finite or slot_i is negative
 //! ```
-//! buffer (S, ...), slots (N) i32, different where something is put. Taking makes two draws: word i of the first says whether
-//! row i starts anew, the second is the noise. 8 bytes per number taken or put; one launch each on devices, which draws
-//! as well, and nothing comes to the host.
+//! buffer (S, ...), slots (N) i32, different where something is put. Taking makes two draws: word i of the first
+//! says whether row i starts anew, the second is the noise. 8 bytes per number taken or put; one launch each on
+//! devices, which draws as well, and nothing comes to the host.
 
 use super::{Case, OpInfo, binary, index, normal, unary};
 use crate::cuda::{self, Grid, Kernels};
@@ -76,11 +76,12 @@ pub(super) fn row(op: &str, buffer: &Tensor, slots: &Tensor, rows: &Tensor) -> u
     n
 }
 
-/// Rows of `buffer` (S, ...) at `slots` (N), each replaced by `noise` with probability `restart`: where chains start. Takes two
-/// draws of `rng`, [`Philox::bernoulli`] of (N) and the noise of (N, ...).
+/// Rows of `buffer` (S, ...) at `slots` (N), each replaced by `noise` with probability `restart`: where chains
+/// start. Takes two draws of `rng`, [`Philox::bernoulli`] of (N) and the noise of (N, ...).
 ///
 /// # Panics
-/// When shapes or dtypes do not fit, `restart` is not in [0, 1], or a slot is outside the buffer (on devices it gives NaN).
+/// When shapes or dtypes do not fit, `restart` is not in [0, 1], or a slot is outside the buffer (on devices it
+/// gives NaN).
 #[track_caller]
 pub fn take(buffer: &Tensor, slots: &Tensor, restart: f64, noise: Noise, rng: &mut Philox) -> Tensor {
     let n = slotted("replay take", buffer, slots);
@@ -110,8 +111,8 @@ pub fn take(buffer: &Tensor, slots: &Tensor, restart: f64, noise: Noise, rng: &m
     })
 }
 
-/// Puts the rows (N, ...) that are finite into `buffer` (S, ...) at `slots` (N), which differ from each other. A row with a
-/// negative slot stays out.
+/// Puts the rows (N, ...) that are finite into `buffer` (S, ...) at `slots` (N), which differ from each other. A row
+/// with a negative slot stays out.
 ///
 /// # Panics
 /// When shapes or dtypes do not fit, or a slot is beyond the buffer (on devices its row is dropped).

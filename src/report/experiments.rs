@@ -106,8 +106,8 @@ fn pooled(images: &Tensor, size: usize) -> Tensor {
     })
 }
 
-/// The share of batches of M rows that are atypical, against M (Nalisnick et al. 2019, table 1): ε comes from `fit`, rows
-/// like the reference that are in no set.
+/// The share of batches of M rows that are atypical, against M (Nalisnick et al. 2019, table 1): ε comes from `fit`,
+/// rows like the reference that are in no set.
 ///
 /// # Errors
 /// Evidence that the scorer does not accept.

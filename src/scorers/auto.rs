@@ -5,12 +5,13 @@
 //! p₂(x) = 1 − G(S),               S = −log₂ p(x) − L(x)     surprising for its complexity
 //! score(x) = −ln min(p₁, p₂)                                nats
 //! ```
-//! L is the shortest code of the general-purpose compressors (as `complexity`); F and G are smooth distribution functions
-//! of the reference (logistic kernels, bandwidth of Silverman 1986), so there are no ties and no end beyond the largest
-//! reference value. Each part answers one way in which raw likelihood fails: p₁ is the two-sided typicality of Nalisnick
-//! et al. 2019 (atypically *likely* inputs), p₂ the input complexity of Serra et al. 2020, one-sided as there (an input
-//! that the model codes better than a compressor is no anomaly). The minimum flags what either finds, at the price of a
-//! factor of two in p: so a pair that fools one of them in one direction is held in both.
+//! L is the shortest code of the general-purpose compressors (as `complexity`); F and G are smooth distribution
+//! functions of the reference (logistic kernels, bandwidth of Silverman 1986), so there are no ties and no end
+//! beyond the largest reference value. Each part answers one way in which raw likelihood fails: p₁ is the two-sided
+//! typicality of Nalisnick et al. 2019 (atypically *likely* inputs), p₂ the input complexity of Serra et al. 2020,
+//! one-sided as there (an input that the model codes better than a compressor is no anomaly). The minimum flags what
+//! either finds, at the price of a factor of two in p: so a pair that fools one of them in one direction is held in
+//! both.
 //!
 //! There is no constant to tune, and the parts are taken from the literature as they are. Data that is neither bytes nor
 //! tokens has no code length that means anything, nor has an unnormalised likelihood one: then p₁ stands alone.

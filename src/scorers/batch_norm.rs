@@ -13,11 +13,11 @@
 //! **The sign depends on where the layers stand**, so the change counts whichever way it goes. Where they are bijections
 //! of a flow (Dinh et al. 2017, `realnvp_table` with `norm = "batch_norm"`), training mode is likelier: with mean m and
 //! variance v remembered and m', v' of the batch, the last layer alone gives
-//! mean of −Δ over the batch = ½ (v'/v + (m' − m)²/v − 1 − ln(v'/v)) ≥ 0 per channel, the Kullback-Leibler divergence of the
-//! two normals.
+//! mean of −Δ over the batch = ½ (v'/v + (m' − m)²/v − 1 − ln(v'/v)) ≥ 0 per channel, the Kullback-Leibler
+//! divergence of the two normals.
 //!
-//! The rows are evaluated in the order of the data, 64 at a time: the score judges a row *together with its batch*, and a
-//! batch that mixes normal and anomalous rows blurs it.
+//! The rows are evaluated in the order of the data, 64 at a time: the score judges a row *together with its batch*,
+//! and a batch that mixes normal and anomalous rows blurs it.
 
 use super::{ANY_KIND, Evidence, Fitted, Learn, Need, ScorerInfo};
 use crate::error::Result;

@@ -6,9 +6,9 @@
 //! T_j are statistics of the model and the input, x_i the reference; one kernel density estimate per statistic, as in
 //! DoSE_KDE of Morningstar et al. 2021, "Density of states estimation for out-of-distribution detection",
 //! arXiv:2006.09273 (bandwidth: Silverman 1986, eq. 3.31). Too high and too low are both rare. It takes what the
-//! evidence has: log p and, as there, the terms that it is the sum of ([`Statistic::Terms`]); for bytes the code lengths; log p under a background model; spread of an ensemble; every
-//! statistic of the model that was asked for (of gradients, the logarithm of the norm over all parameters). What the
-//! reference had must be there again.
+//! evidence has: log p and, as there, the terms that it is the sum of ([`Statistic::Terms`]); for bytes the code
+//! lengths; log p under a background model; spread of an ensemble; every statistic of the model that was asked for
+//! (of gradients, the logarithm of the norm over all parameters). What the reference had must be there again.
 
 use super::auto::{bandwidth, thinned};
 use super::complexity::code_lengths;

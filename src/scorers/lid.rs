@@ -8,9 +8,9 @@
 //! intrinsic dimensionality", arXiv:1801.02613. It needs no model at all. Columns of numbers that are not bytes are
 //! divided by their standard deviation and cut to ±1000 of them; a missing cell counts as its column's mean.
 //!
-//! The state keeps up to 256 reference rows, drawn at random by a fixed seed and never more than 1 MiB of them, so **rows
-//! of the reference stand in the model file**, which they lengthen by 2 MiB at most. Of rows longer than 48 KiB only
-//! every s-th number is looked at, so that k + 1 of them have room.
+//! The state keeps up to 256 reference rows, drawn at random by a fixed seed and never more than 1 MiB of them, so
+//! **rows of the reference stand in the model file**, which they lengthen by 2 MiB at most. Of rows longer than 48
+//! KiB only every s-th number is looked at, so that k + 1 of them have room.
 
 use super::{ANY_KIND, Evidence, Fitted, Learn, Need, ScorerInfo};
 use crate::cpu::par;

@@ -5,8 +5,8 @@
 //! ```
 //! The sum over the steps hides it in long sequences, and calls short ones normal because they have few steps. On logs
 //! this is the test of DeepLog (Du et al. 2017, "DeepLog: anomaly detection and diagnosis from system logs through deep
-//! learning"), which asks of every line whether it was among the expected ones. Needs a model whose likelihood is a product
-//! over positions.
+//! learning"), which asks of every line whether it was among the expected ones. Needs a model whose likelihood is a
+//! product over positions.
 
 use super::{ANY_KIND, Need, Plain, ScorerInfo};
 use crate::models::Statistic;

@@ -28,7 +28,8 @@ const PRIOR_SPREAD: f64 = 10.0;
 const MOST_SPREAD: f64 = 1e3;
 
 impl OnlineRegression {
-    /// A model of `features` weights that remembers about `memory` steps; the data is expected in units of its own spread.
+    /// A model of `features` weights that remembers about `memory` steps; the data is expected in units of its own
+    /// spread.
     ///
     /// # Panics
     /// When `features` is 0 or `memory` is not above 1.

@@ -89,12 +89,12 @@ pub fn log_probs_while(
 /// What [`batches_while`] calls.
 pub type EachBatch<'a> = &'a mut dyn FnMut(Range<usize>, &Batch, &mut Philox) -> Result<()>;
 
-/// Calls `each` with every batch of `data` as `model` takes it: the rows, the batch, and its random numbers. Batches are on
-/// the model's device, where `each` runs.
+/// Calls `each` with every batch of `data` as `model` takes it: the rows, the batch, and its random numbers. Batches
+/// are on the model's device, where `each` runs.
 ///
 /// # Errors
-/// Those of `each` and of the device; [`ErrorKind::Data`] when the model does not take such data; [`ErrorKind::Interrupted`] when
-/// `progress` breaks off.
+/// Those of `each` and of the device; [`ErrorKind::Data`] when the model does not take such data;
+/// [`ErrorKind::Interrupted`] when `progress` breaks off.
 pub fn batches_while(
     model: &dyn Model,
     data: &Dataset,

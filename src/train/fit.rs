@@ -169,8 +169,8 @@ struct Run<'a> {
     saved: Option<PathBuf>,
 }
 
-/// Trains `model` in place, on the device that it is on. With `validation` the weights of the best epoch are kept, else the last (the moving
-/// average of them if there is one).
+/// Trains `model` in place, on the device that it is on. With `validation` the weights of the best epoch are kept,
+/// else the last (the moving average of them if there is one).
 ///
 /// # Errors
 /// [`ErrorKind::Data`] when the model does not take the data; [`ErrorKind::Interrupted`] when the observer broke
@@ -328,8 +328,8 @@ impl Run<'_> {
         Ok((value, norm))
     }
 
-    /// [`Self::update`] as work that is recorded and replayed; while the device is busy the next batch is made. A step whose
-    /// gradient overflows f16 is made again with half the factor on the loss.
+    /// [`Self::update`] as work that is recorded and replayed; while the device is busy the next batch is made. A
+    /// step whose gradient overflows f16 is made again with half the factor on the loss.
     fn update_on_device(&mut self, batch: &Batch, rng: &Philox, lr: f64) -> Result<(f64, f64)> {
         let trim = self.trim();
         if trim > 0.0 {
@@ -361,7 +361,8 @@ impl Run<'_> {
         }
     }
 
-    /// What a failure of the device costs: says where the run can be continued, and, if memory ran out, with which batch.
+    /// What a failure of the device costs: says where the run can be continued, and, if memory ran out, with which
+    /// batch.
     fn lost(&mut self, error: Error) -> Error {
         if error.kind() != ErrorKind::Device {
             return error;

@@ -1,9 +1,9 @@
-//! Training noise of a width that the rows tell: fitted to rows with such noise, a model learns their density smoothed by it
-//! (Rothfuss et al. 2019, "Noise regularization for conditional density estimation").
+//! Training noise of a width that the rows tell: fitted to rows with such noise, a model learns their density
+//! smoothed by it (Rothfuss et al. 2019, "Noise regularization for conditional density estimation").
 //!
-//! With infinitely many steps the target is a kernel density, so the noise is given the widths with which a kernel density of
-//! the training rows is likeliest, each row under the kernels of the others ([`Widths`]): wide where rows are sparse, narrow
-//! where they are dense, and never less than half a gap between the values of a column.
+//! With infinitely many steps the target is a kernel density, so the noise is given the widths with which a kernel
+//! density of the training rows is likeliest, each row under the kernels of the others ([`Widths`]): wide where rows
+//! are sparse, narrow where they are dense, and never less than half a gap between the values of a column.
 
 use super::options::Noise;
 use crate::data::{Dataset, grain};
@@ -104,7 +104,8 @@ mod tests {
     use crate::data::{Column, ColumnKind, Schema};
     use std::sync::Arc;
 
-    /// 60 rows close together and 60 far apart in two columns; the third holds levels, the fourth misses every other cell.
+    /// 60 rows close together and 60 far apart in two columns; the third holds levels, the fourth misses every other
+    /// cell.
     fn table() -> Dataset {
         let draws = Philox::new(1).normal([120, 4], DType::F64);
         let draws = draws.as_slice::<f64>();

@@ -262,8 +262,8 @@ fn table(gpu: Gpu, chunks: &[Chunk]) -> Table {
     gpu.table(chunks, bytemuck::cast_slice(&lengths))
 }
 
-/// √Σ g² over all gradients, summed in f64 in a fixed order. Not finite if and only if a gradient is not, or, on devices,
-/// the sum is beyond f32.
+/// √Σ g² over all gradients, summed in f64 in a fixed order. Not finite if and only if a gradient is not, or, on
+/// devices, the sum is beyond f32.
 pub fn norm(grads: &[Tensor]) -> f64 {
     if let Some(gpu) = grads.iter().find_map(|g| g.gpu()) {
         return device_gate(gpu, None, grads).to_f64_vec()[1].sqrt();

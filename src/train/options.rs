@@ -55,8 +55,9 @@ pub struct FitOptions {
     pub trim: f64,
     /// Mixed precision: `off`, `bf16`, and on devices `f16` or `tf32`; see [`crate::ops::amp`].
     pub amp: Amp,
-    /// With `amp = f16`: what the loss is multiplied with at first, so that small gradients are not lost in f16. Halved when a
-    /// gradient overflows, whose step is then made again, and doubled after 2000 steps without (Micikevicius et al. 2018).
+    /// With `amp = f16`: what the loss is multiplied with at first, so that small gradients are not lost in f16.
+    /// Halved when a gradient overflows, whose step is then made again, and doubled after 2000 steps without
+    /// (Micikevicius et al. 2018).
     pub loss_scale: f64,
     /// Steps between checkpoints; 0 writes them at the ends of epochs only.
     pub checkpoint_every: u64,
@@ -75,8 +76,9 @@ pub enum Noise {
     /// No noise but the model's own.
     #[default]
     None,
-    /// As wide as the kernels with which a kernel density of the training rows is likeliest, each row under the kernels of the
-    /// others: by the distance to a row's fifth neighbour, and at least half a gap between the values of a column.
+    /// As wide as the kernels with which a kernel density of the training rows is likeliest, each row under the
+    /// kernels of the others: by the distance to a row's fifth neighbour, and at least half a gap between the values
+    /// of a column.
     Rows,
 }
 

@@ -7,8 +7,8 @@ use crate::models::{Batch, Model};
 use crate::random::Philox;
 use crate::tensor::Tensor;
 
-/// The mean objective of the examples of which the share `trim` is left out, the objective (B,) of each example, and the gradient of
-/// every parameter, calculated of the objective times `scale[0]` and multiplied by `scale[1]`.
+/// The mean objective of the examples of which the share `trim` is left out, the objective (B,) of each example, and
+/// the gradient of every parameter, calculated of the objective times `scale[0]` and multiplied by `scale[1]`.
 pub(super) fn gradients(
     model: &dyn Model,
     optimiser: &Optimiser,
@@ -54,8 +54,8 @@ fn weights(values: &Tensor, trim: f64) -> Tensor {
 }
 
 impl Replay {
-    /// Forward, backward and optimiser on a device with the optimiser's numbers `rates` and the factor `scale` on the loss: its
-    /// gate, the objective of each example, the gradients.
+    /// Forward, backward and optimiser on a device with the optimiser's numbers `rates` and the factor `scale` on
+    /// the loss: its gate, the objective of each example, the gradients.
     pub(crate) fn step(
         &mut self,
         model: &dyn Model,

@@ -30,7 +30,8 @@ fn mean(x: &[f64]) -> f64 {
 fn vae28_is_the_reference_architecture() {
     let recipe = config::find(MODELS, "vae28").expect("a preset");
     let model = recipe.build().expect("builds");
-    // nn.Conv2d(1, 32, 4), (32, 64, 4), Linear(3136, 256), (256, 64); (32, 256), (256, 3136), ConvTranspose2d(64, 32, 4), (32, 1, 4)
+    // nn.Conv2d(1, 32, 4), (32, 64, 4), Linear(3136, 256), (256, 64); (32, 256), (256, 3136), ConvTranspose2d(64,
+    // 32, 4), (32, 1, 4)
     let conv = |i: usize, o: usize| 16 * i * o;
     let expected = [
         ("enc.0", conv(1, 32), 32),

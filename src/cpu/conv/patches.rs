@@ -105,8 +105,8 @@ fn clear<T: Plain>(out: &mut [T]) {
     out.fill(T::from_f64(0.0));
 }
 
-/// In whole vectors, the last one over the end of the one before: the usual runs are 48 to 256 numbers long, too short for
-/// the loops that compilers unroll.
+/// In whole vectors, the last one over the end of the one before: the usual runs are 48 to 256 numbers long, too
+/// short for the loops that compilers unroll.
 #[inline(always)]
 fn copy<E: Elem>(from: &[E], to: &mut [E::Acc]) {
     let n = from.len();

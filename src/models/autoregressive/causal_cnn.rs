@@ -5,9 +5,10 @@
 //! ```text
 //! z = tanh(filter(h_t, h_{t−d}, ..)) · σ(gate(h_t, h_{t−d}, ..)),   skip += S(z),   h += R(z)
 //! ```
-//! and the features are relu(1x1(relu(skip))); the last layer has no R, which nobody would read. h begins as the embedding of the sequence shifted by one step, so that no
-//! step sees itself. The last of `layers` dilations reaches K^layers − 1 steps back, per stack. The likelihood is exact,
-//! and that of every step is returned; sampling calculates one step at a time from the kept inputs of the layers.
+//! and the features are relu(1x1(relu(skip))); the last layer has no R, which nobody would read. h begins as the
+//! embedding of the sequence shifted by one step, so that no step sees itself. The last of `layers` dilations
+//! reaches K^layers − 1 steps back, per stack. The likelihood is exact, and that of every step is returned; sampling
+//! calculates one step at a time from the kept inputs of the layers.
 
 use super::sequence::{Ends, Linear, Point, Steps};
 use crate::cpu::gemm::Act;

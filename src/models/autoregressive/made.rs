@@ -7,19 +7,20 @@
 //! categorical, boolean   in: one-hot of the level                out: a logit per level: a softmax
 //! may be missing         in: one more, 1 where missing
 //! ```
-//! A missing cell puts in zeros but for its mark and has 0 nats: the likelihood is that of the cells that are there, with
-//! the missing ones integrated out under p(x_c | what is known before c). The masks are staircases
+//! A missing cell puts in zeros but for its mark and has 0 nats: the likelihood is that of the cells that are there,
+//! with the missing ones integrated out under p(x_c | what is known before c). The masks are staircases
 //! ([`crate::ops::masked_linear`]), so the half of the weights that does not count costs nothing.
 //!
-//! **Heavy tails.** z may be a thousand deviations. What the networks read of it is arsinh z, about z near 0 and ln 2|z| far
-//! out. What they predict is a mixture of normals or, with `density = "logistic"`, of logistics, whose nats and gradients
-//! grow with |z| instead of z².
+//! **Heavy tails.** z may be a thousand deviations. What the networks read of it is arsinh z, about z near 0 and ln
+//! 2|z| far out. What they predict is a mixture of normals or, with `density = "logistic"`, of logistics, whose nats
+//! and gradients grow with |z| instead of z².
 //!
-//! **Orders.** One order of the columns is a choice without a reason, so `orders` of them (the first is that of the file,
-//! the others are random, but always the same) have a network each; p is their mean. Each is trained on its own surprisal.
-//! **Noise.** Numbers are trained with normal noise of `noise` deviations (Rothfuss et al. 2019), or half a gap between the
-//! values of their column where that is more ([`crate::data::grain`]), as in the flows on tables, so that repeated values do
-//! not draw the density to infinity.
+//! **Orders.** One order of the columns is a choice without a reason, so `orders` of them (the first is that of the
+//! file, the others are random, but always the same) have a network each; p is their mean. Each is trained on its
+//! own surprisal.
+//! **Noise.** Numbers are trained with normal noise of `noise` deviations (Rothfuss et al. 2019), or half a gap
+//! between the values of their column where that is more ([`crate::data::grain`]), as in the flows on tables, so
+//! that repeated values do not draw the density to infinity.
 //!
 //! The likelihood is exact: a density over the numbers times a probability over the levels, in nats, cell by cell. With
 //! several orders the nats of a cell are the mean over the orders, weighted by how well each explains the row, and what
@@ -414,7 +415,8 @@ impl Model for Made {
         Ok(self.store.on_host(|| self.drawn(n, options, rng))?.placed())
     }
 
-    /// Mean, deviation and noise of every numeric column, of the cells that are there; a constant column has the deviation 1.
+    /// Mean, deviation and noise of every numeric column, of the cells that are there; a constant column has the
+    /// deviation 1.
     fn init_from(&self, train: &Dataset, _batch: &Batch, _rng: &mut Philox) {
         let d = self.cells.len();
         let values = train.values.to_f64_vec();

@@ -10,9 +10,9 @@
 //! **Kind.** Unnormalised, until `annealing` has estimated log Z at the end of training: then an estimate, whose 95 %
 //! interval is saved with the model.
 //! **Step size.** Chains without rejection cannot follow structure narrower than a few of their steps: around a well of
-//! curvature κ they spread to 1 / (κ (1 − κ step / 2)), at least 2 step. Where the data are narrower, training deepens the
-//! well until the chains become unstable at κ = 2 / step, and the density that is left is not that of the chains. `step`
-//! has to be small beside the variance of the narrowest structure.
+//! curvature κ they spread to 1 / (κ (1 − κ step / 2)), at least 2 step. Where the data are narrower, training
+//! deepens the well until the chains become unstable at κ = 2 / step, and the density that is left is not that of
+//! the chains. `step` has to be small beside the variance of the narrowest structure.
 //! **Divergence.** Every 50 steps with finite, bounded energies the weights are remembered. When an energy is not finite
 //! or its mean exceeds `limit`, they are brought back and all chains restart from noise; ten times in a row end the
 //! training.

@@ -1,8 +1,8 @@
 //! FFJORD: a continuous flow, x(0) = x moved by dx/dt = f(t, x) to a standard normal z = x(1) (Grathwohl et al. 2019,
 //! "FFJORD: free-form continuous dynamics for scalable reversible generative models").
 //!
-//! log p(x) = log N(z; 0, 1) + ∫₀¹ tr ∂f/∂x dt − Σ ln scale, in nats: x is standardised as in all flows on tables. f is a
-//! multilayer perceptron of (x, t).
+//! log p(x) = log N(z; 0, 1) + ∫₀¹ tr ∂f/∂x dt − Σ ln scale, in nats: x is standardised as in all flows on tables. f
+//! is a multilayer perceptron of (x, t).
 //!
 //! **Kind.** Training uses Hutchinson's estimate εᵀ (∂f/∂x) ε with one ε per example, fixed within a solve, which is
 //! unbiased for log p ([`Kind::Estimate`] if asked for in scoring). Scoring uses the exact trace, [`Kind::Exact`] up to

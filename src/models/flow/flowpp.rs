@@ -4,8 +4,8 @@
 //! **Dequantisation.** u = σ(g(ε; x)), ε standard normal, g a flow of `dequantise` couplings that see x; then
 //! log P(x) ≥ log p((x + u) / 256) − D ln 256 − log q(u | x): a lower bound, tighter than with uniform u, and what both
 //! training and scoring use, with one ε.
-//! **Density.** (x + u)/256 → logit → `squeezes` times: 2 by 2 pixels to channels, `depth` steps of actnorm, invertible 1x1
-//! convolution (PLU) and mixture coupling with K = `components` → standard normal.
+//! **Density.** (x + u)/256 → logit → `squeezes` times: 2 by 2 pixels to channels, `depth` steps of actnorm,
+//! invertible 1x1 convolution (PLU) and mixture coupling with K = `components` → standard normal.
 
 use crate::autograd;
 use crate::bijections::{

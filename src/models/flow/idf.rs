@@ -1,13 +1,13 @@
-//! Integer discrete flow on bytes: an exact likelihood, with which the data can be coded without loss (Hoogeboom, Peters,
-//! van den Berg & Welling 2019), in modular arithmetic (Tran et al. 2019), so that bytes map to bytes and their
-//! probabilities sum to exactly 1.
+//! Integer discrete flow on bytes: an exact likelihood, with which the data can be coded without loss (Hoogeboom,
+//! Peters, van den Berg & Welling 2019), in modular arithmetic (Tran et al. 2019), so that bytes map to bytes and
+//! their probabilities sum to exactly 1.
 //!
 //! x in {0, ..., L − 1}^(H W C). `squeezes` times: 2 by 2 pixels to channels, then `depth` couplings, each
 //! (a, b) → (a, b + ⌊t(a)⌉ mod L) with a convolutional network t, then the channels in another order. All is a
 //! permutation of the byte images: no volume changes and log p(x) = log P(z), z the output. The base gives each place a
-//! mixture of K logistics, learned, each cut into bins and wrapped around the L values (three turns, normalised), so that a
-//! remainder changes nothing that the gradient would have to know: with ends, values that step over one are lost, and many
-//! bytes are 0.
+//! mixture of K logistics, learned, each cut into bins and wrapped around the L values (three turns, normalised), so
+//! that a remainder changes nothing that the gradient would have to know: with ends, values that step over one are
+//! lost, and many bytes are 0.
 //!
 //! Rounding and the remainder pass gradients straight through. To decode, t must give the same bits as when coding: on
 //! the same machine, with the same batch.
@@ -60,7 +60,8 @@ clip = 50.0
 
 /// Rows that place the base before training.
 const ROWS: usize = 1000;
-/// What the last layer of t is multiplied with, of the levels: small, so that the first steps do not move values by tens.
+/// What the last layer of t is multiplied with, of the levels: small, so that the first steps do not move values by
+/// tens.
 const REACH: f64 = 1.0 / 32.0;
 
 /// The smallest log scale of a component, in units in which the values span [−1, 1].
@@ -169,8 +170,8 @@ fn wrapped(x: &Tensor, levels: f64) -> Tensor {
     x - &floor(&x.affine(1.0 / levels, 0.0)).affine(levels, 0.0)
 }
 
-/// f(x) with the gradient of x, for functions that are steps. Exact for rounding and for whole numbers: x and f(x) are so
-/// near each other, or so whole, that their difference has no rounding.
+/// f(x) with the gradient of x, for functions that are steps. Exact for rounding and for whole numbers: x and f(x)
+/// are so near each other, or so whole, that their difference has no rounding.
 fn straight_through(x: &Tensor, f: impl Fn(f32) -> f32, on_device: impl Fn(&Tensor) -> Tensor) -> Tensor {
     if x.gpu().is_some() {
         return x + &autograd::no_grad(|| &on_device(&x.detach()) - &x.detach());
@@ -285,8 +286,8 @@ impl Model for Idf {
         &self.params
     }
 
-    /// The components of each place to the quantiles of what the couplings, at first the identity, give there: a wide base
-    /// learns more slowly than the couplings spread the values over it.
+    /// The components of each place to the quantiles of what the couplings, at first the identity, give there: a
+    /// wide base learns more slowly than the couplings spread the values over it.
     fn init_from(&self, train: &Dataset, batch: &Batch, _rng: &mut Philox) {
         let rows: Vec<usize> =
             (0..ROWS.min(train.len())).map(|i| i * train.len() / ROWS.min(train.len())).collect();

@@ -1,4 +1,5 @@
-//! Masked autoregressive flow on tables (Papamakarios, Pavlakou & Murray 2017), and its inverse (IAF, Kingma et al. 2016).
+//! Masked autoregressive flow on tables (Papamakarios, Pavlakou & Murray 2017), and its inverse (IAF, Kingma et al.
+//! 2016).
 //!
 //! `layers` times: each column shifted and scaled by a function of the columns before, a MADE ([`Autoregressive`]), then
 //! an actnorm that starts from the data and the columns backwards. `direction = "forward"` (MAF) has fast densities and

@@ -8,8 +8,8 @@
 //! **Noise.** With `noise` = σ > 0 the flow is trained on rows with normal noise of σ deviations of each column, so it
 //! learns the density of the training rows smoothed by that kernel (Rothfuss et al. 2019, "Noise regularization for
 //! conditional density estimation"), and few rows are not learned by heart. Columns whose values lie apart have noise of
-//! half a gap where that is more ([`crate::data::grain`]), so they cannot draw the likelihood to infinity. `scale` is the
-//! deviation of column and noise together.
+//! half a gap where that is more ([`crate::data::grain`]), so they cannot draw the likelihood to infinity. `scale`
+//! is the deviation of column and noise together.
 //! **Far rows.** z₀ is held within ±10⁵, so that no row has a likelihood of −∞.
 
 use crate::autograd;

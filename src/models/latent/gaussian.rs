@@ -315,8 +315,8 @@ pub(super) struct Prior<'a> {
     pub(super) strength: f64,
     /// The expected variance of every column.
     pub(super) expected: f64,
-    /// Whether what is expected of one component is the covariance that all have in common, of which that variance in turn
-    /// is expected.
+    /// Whether what is expected of one component is the covariance that all have in common, of which that variance
+    /// in turn is expected.
     pub(super) pooled: bool,
     /// Added to the variance of each column.
     pub(super) floor: &'a [f64],

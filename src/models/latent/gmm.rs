@@ -7,16 +7,17 @@
 //! K^(−2/D), the volume of the data shared by K components (maximum a posteriori after Fraley & Raftery 2007). With
 //! `pooled` that prior is one of the covariance that all components have in common, and this is what each of them is
 //! expected to have (as regularised discriminant analysis shrinks, Friedman 1989). So
-//! constant or duplicated columns, and fewer rows than columns, give finite densities. With `blur` the floor of a column is
-//! at least the square of half the gap between its values ([`crate::data::grain`]): the mixture is of the rows smoothed by noise
-//! of that size. It stops when the mean log p
-//! gains less than `tolerance` nats per column. With `select = "bic"` the number of components is that of 1, 2, 3, 4, 6, 9, 13 ...
-//! up to `components` with the smallest −2 Σ log p + (free parameters) ln N (Schwarz 1978), where the search ends when two in a
-//! row bring nothing; what is not used has weight 0. `"bic_forms"` also chooses among diagonal, full and tied matrices, as
-//! mclust does (Fraley & Raftery 2002); those that need more parameters than there are numbers in the data are left out.
+//! constant or duplicated columns, and fewer rows than columns, give finite densities. With `blur` the floor of a
+//! column is at least the square of half the gap between its values ([`crate::data::grain`]): the mixture is of the
+//! rows smoothed by noise of that size. It stops when the mean log p gains less than `tolerance` nats per column.
+//! With `select = "bic"` the number of components is that of 1, 2, 3, 4, 6, 9, 13 ... up to `components` with the
+//! smallest −2 Σ log p + (free parameters) ln N (Schwarz 1978), where the search ends when two in a row bring
+//! nothing; what is not used has weight 0. `"bic_forms"` also chooses among diagonal, full and tied matrices, as
+//! mclust does (Fraley & Raftery 2002); those that need more parameters than there are numbers in the data are left
+//! out.
 //!
-//! The likelihood is exact. Cost of an iteration, in f64: 2 N K D² flops and 2 D² for every component that a row has a share in
-//! (full), 4 N D² + 4 N K D (tied), 8 N K D (diagonal).
+//! The likelihood is exact. Cost of an iteration, in f64: 2 N K D² flops and 2 D² for every component that a row has
+//! a share in (full), 4 N D² + 4 N K D (tied), 8 N K D (diagonal).
 
 use super::gaussian::{Covariance, Gaussians, Moments, Prior};
 use super::kmeans::kmeans;

@@ -15,8 +15,8 @@
 //! counts as `free_bits` (Kingma et al. 2016), so that no layer is switched off early. `log_prob` is ln (1/K) Σ w_k over
 //! K = `importance` samples, a stochastic lower bound.
 //!
-//! **LLR^{>k}** (Havtorn et al. 2021, "Hierarchical VAEs know what they don't know", arXiv:2102.08248): the bound L minus
-//! L^{>k}, for which the lowest k layers are drawn from p(z_l | z_>l) instead of q; see [`Hvae::llr`].
+//! **LLR^{>k}** (Havtorn et al. 2021, "Hierarchical VAEs know what they don't know", arXiv:2102.08248): the bound L
+//! minus L^{>k}, for which the lowest k layers are drawn from p(z_l | z_>l) instead of q; see [`Hvae::llr`].
 
 use super::likelihood::{Likelihood, Observation, Observer};
 use super::network::{Decoder, Encoder, Layer, MAX_PARAMS, Sizes};

@@ -1,10 +1,10 @@
 //! Widths of normal kernels at the rows of a table, found from the rows alone.
 //!
-//! In standardised columns the kernel at row i is N(x_i, diag(h_i² + b_c²)): h_i = α r_i with r_i the distance of row i to a
-//! near neighbour over √D (Breiman, Meisel & Purcell 1977) and α the number for which the rows are likeliest, each under the kernels
-//! of the others (leave-one-out maximum likelihood, Habbema, Hermans & van den Broek 1974; Duin 1976). b_c keeps columns of
-//! few values and rows that occur twice from shrinking the kernels to nothing; r_i is held above a tenth of its median for the same
-//! reason.
+//! In standardised columns the kernel at row i is N(x_i, diag(h_i² + b_c²)): h_i = α r_i with r_i the distance of
+//! row i to a near neighbour over √D (Breiman, Meisel & Purcell 1977) and α the number for which the rows are
+//! likeliest, each under the kernels of the others (leave-one-out maximum likelihood, Habbema, Hermans & van den
+//! Broek 1974; Duin 1976). b_c keeps columns of few values and rows that occur twice from shrinking the kernels to
+//! nothing; r_i is held above a tenth of its median for the same reason.
 
 use super::gaussian::Gaussians;
 use crate::cpu::par;
@@ -28,8 +28,9 @@ pub(crate) struct Widths {
 }
 
 impl Widths {
-    /// By the distances to the `neighbour`-th of the first `kernels` rows of y (N, D), with these b_c; and the mean log density
-    /// (nats per row) of the first [`JUDGES`] rows, each under the kernels at the others. 0 when there is but one row.
+    /// By the distances to the `neighbour`-th of the first `kernels` rows of y (N, D), with these b_c; and the mean
+    /// log density (nats per row) of the first [`JUDGES`] rows, each under the kernels at the others. 0 when there
+    /// is but one row.
     pub(crate) fn of(y: &Tensor, kernels: usize, neighbour: usize, columns: &[f64]) -> (Self, f64) {
         let reach = reach(y, kernels, neighbour);
         let placed = y.narrow(0, 0, kernels);
@@ -66,8 +67,8 @@ impl Widths {
     }
 }
 
-/// The distance of each row of `y` (N, D) to its `k`-th neighbour among the first `kernels` rows over √D, and at least a tenth
-/// of the median of these.
+/// The distance of each row of `y` (N, D) to its `k`-th neighbour among the first `kernels` rows over √D, and at
+/// least a tenth of the median of these.
 fn reach(y: &Tensor, kernels: usize, k: usize) -> Vec<f64> {
     let [n, d] = y.dims();
     if kernels == 1 {

@@ -1,16 +1,16 @@
-//! Kernel density: p(x) = (1/N) Σ_i N(x; x_i, diag(h_i² + b_c²)), a normal at every training row (Parzen 1962), wider where
-//! rows are sparse (Breiman, Meisel & Purcell 1977).
+//! Kernel density: p(x) = (1/N) Σ_i N(x; x_i, diag(h_i² + b_c²)), a normal at every training row (Parzen 1962),
+//! wider where rows are sparse (Breiman, Meisel & Purcell 1977).
 //!
-//! In standardised columns: h_i = α r_i, where r_i is the distance of row i to its `neighbours`-th neighbour over √D, and α
-//! is the number for which the training rows are likeliest, each under the kernels of the others (leave-one-out maximum
-//! likelihood, Habbema, Hermans & van den Broek 1974; Duin 1976). b_c is `least`, or with `blur` half the gap between the
-//! values of column c (or half its deviation, whichever is less) if that is more, see [`crate::data::grain`]: leave-one-out likelihood alone would shrink the
-//! kernels to nothing on columns of few values and on rows that occur twice. r_i is held above a tenth of its median
-//! for the same reason.
+//! In standardised columns: h_i = α r_i, where r_i is the distance of row i to its `neighbours`-th neighbour over
+//! √D, and α is the number for which the training rows are likeliest, each under the kernels of the others
+//! (leave-one-out maximum likelihood, Habbema, Hermans & van den Broek 1974; Duin 1976). b_c is `least`, or with
+//! `blur` half the gap between the values of column c (or half its deviation, whichever is less) if that is more,
+//! see [`crate::data::grain`]: leave-one-out likelihood alone would shrink the kernels to nothing on columns of few
+//! values and on rows that occur twice. r_i is held above a tenth of its median for the same reason.
 //!
 //! A row that was trained on is judged with its own kernel among the others, so the model is for new rows.
-//! The likelihood is exact. Beyond `rows` training rows, a random part of them is taken. Cost: 4 N D flops per row scored,
-//! 2 N² D and 13 likelihoods of 500 rows to fit.
+//! The likelihood is exact. Beyond `rows` training rows, a random part of them is taken. Cost: 4 N D flops per row
+//! scored, 2 N² D and 13 likelihoods of 500 rows to fit.
 
 use super::gaussian::{Covariance, Gaussians};
 use super::kernel::{CHUNK, Widths};

@@ -1,9 +1,9 @@
 //! Products of bf16 and f16 by the tensor memory accelerator and warpgroups of Hopper (`kernels/matmul_sm90a.cu`).
 //!
-//! The kernel has run on a model alone (`ci/check-hopper.sh`), not on a device yet, so it is used only where [`with_wgmma`] or
-//! SURPRISAL_WGMMA=1 asks for it, and a device computes a few products with it and with the plain kernel before the first
-//! one that counts: where they disagree the plain kernel stays, and one line says so. A kernel that hangs traps after some
-//! seconds, which is a fault of the device like any other.
+//! The kernel has run on a model alone (`ci/check-hopper.sh`), not on a device yet, so it is used only where
+//! [`with_wgmma`] or SURPRISAL_WGMMA=1 asks for it, and a device computes a few products with it and with the plain
+//! kernel before the first one that counts: where they disagree the plain kernel stays, and one line says so. A
+//! kernel that hangs traps after some seconds, which is a fault of the device like any other.
 
 use super::{Product, launch_plain, matmul};
 use crate::autograd;
@@ -54,7 +54,8 @@ pub(super) fn launch(
     product(gpu, inputs, bias, shape, batch, p).ok()
 }
 
-/// A block to 128 x 256 of the product; four stages of 64 along k, their barriers, and room to begin at a multiple of 1024.
+/// A block to 128 x 256 of the product; four stages of 64 along k, their barriers, and room to begin at a multiple
+/// of 1024.
 fn product(
     gpu: Gpu,
     [a, b]: [&Tensor; 2],

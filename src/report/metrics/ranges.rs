@@ -5,8 +5,8 @@
 //! precision(P) = γ(P) ω(P)                                    averaged over the predicted ranges P
 //! ω = share of the range that is covered, steps weighted by the bias;   γ = 1 / number of ranges that it meets
 //! ```
-//! Tatbul et al. 2018, "Precision and recall for time series", arXiv:1803.03639, with the flat and the front bias and the
-//! reciprocal cardinality factor. With one step per range these are the ordinary precision and recall.
+//! Tatbul et al. 2018, "Precision and recall for time series", arXiv:1803.03639, with the flat and the front bias
+//! and the reciprocal cardinality factor. With one step per range these are the ordinary precision and recall.
 
 use std::ops::Range;
 

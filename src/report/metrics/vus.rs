@@ -26,8 +26,8 @@ const THRESHOLDS: usize = 250;
 /// VUS of the scores of a labelled series with border widths up to `widest` steps.
 ///
 /// # Errors
-/// [`ErrorKind::Data`] when the lengths differ, no step is labelled or all are; [`ErrorKind::NonFinite`] naming the first
-/// score that is NaN.
+/// [`ErrorKind::Data`] when the lengths differ, no step is labelled or all are; [`ErrorKind::NonFinite`] naming the
+/// first score that is NaN.
 pub fn vus(scores: &[f64], labels: &[bool], widest: usize) -> Result<Volume> {
     let positives = labels.iter().filter(|l| **l).count();
     if scores.len() != labels.len() || positives == 0 || positives == labels.len() {
