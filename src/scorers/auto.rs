@@ -14,10 +14,11 @@
 //! both.
 //!
 //! There is no constant to tune, and the parts are taken from the literature as they are. Data that is neither bytes nor
-//! tokens has no code length that means anything, nor has an unnormalised likelihood one: then p₁ stands alone.
+//! tokens has no code length that means anything: then p₁ stands alone. The constant that an unnormalised likelihood
+//! lacks is the same for the reference, and falls out of both parts.
 
 use super::complexity::code_lengths;
-use super::{ANY_KIND, Evidence, Fitted, Learn, NORMALISED, Need, ScorerInfo};
+use super::{ANY_KIND, Evidence, Fitted, Learn, Need, ScorerInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::metrics::quantile;
 use crate::tensor::DType;
@@ -39,7 +40,7 @@ pub static AUTO: ScorerInfo = ScorerInfo {
 #[derive(Serialize, Deserialize)]
 struct Auto {
     surprisal: Distribution,
-    /// Of S, where it means something.
+    /// Of S, where there are code lengths.
     excess: Option<Distribution>,
 }
 
@@ -67,17 +68,13 @@ impl Learn for Auto {
     fn judge(&self, evidence: &Evidence) -> Result<Vec<f64>> {
         let two_sided = |s: f64| self.surprisal.ln_above(s).min(self.surprisal.ln_below(s)) + LN_2;
         let mut scores: Vec<f64> = surprisal(evidence).into_iter().map(|s| -two_sided(s)).collect();
-        match (&self.excess, excess(evidence)?) {
-            (None, None) => {}
-            (Some(known), Some(found)) => {
-                scores.iter_mut().zip(found).for_each(|(score, s)| *score = score.max(-known.ln_above(s)));
-            }
-            _ => {
-                let name = &evidence.data().name;
-                let message = format!("{name}: \"auto\" was fitted on data of another dtype");
-                return Err(Error::new(ErrorKind::Data, message));
-            }
-        }
+        let Some(known) = &self.excess else { return Ok(scores) };
+        let Some(found) = excess(evidence)? else {
+            let name = &evidence.data().name;
+            let message = format!("{name}: \"auto\" was fitted on bytes or tokens");
+            return Err(Error::new(ErrorKind::Data, message));
+        };
+        scores.iter_mut().zip(found).for_each(|(score, s)| *score = score.max(-known.ln_above(s)));
         Ok(scores)
     }
 
@@ -98,7 +95,7 @@ fn surprisal(evidence: &Evidence) -> Vec<f64> {
 /// S in bits.
 fn excess(evidence: &Evidence) -> Result<Option<Vec<f64>>> {
     let whole = matches!(evidence.data().values.dtype(), DType::U8 | DType::I32);
-    if !whole || !NORMALISED.contains(&evidence.kind) {
+    if !whole {
         return Ok(None);
     }
     let lengths = code_lengths(evidence)?;
@@ -155,7 +152,28 @@ pub(super) fn thinned(sorted: Vec<f64>, most: usize) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Dataset;
+    use crate::models::Kind;
     use crate::random::Philox;
+
+    /// An unknown constant in log p is one of the reference too.
+    #[test]
+    fn a_constant_changes_nothing() {
+        let images = Philox::new(1).randint(0, 256, [40, 6, 6, 1]).cast(DType::U8);
+        let noise = Philox::new(2).normal([40], DType::F64).to_f64_vec();
+        let with = |constant: f64| {
+            let nats = noise.iter().map(|z| -190.0 + 5.0 * z + constant).collect();
+            Evidence::new(Dataset::new("images", images.clone()), nats, Kind::Unnormalised)
+        };
+        let scores = |constant: f64| {
+            let (evidence, mut scorer) = (with(constant), (AUTO.build)());
+            scorer.fit(&evidence.rows(0..30)).unwrap();
+            scorer.score(&evidence.rows(30..40)).unwrap()
+        };
+        for (a, b) in scores(0.0).into_iter().zip(scores(1e4)) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
 
     /// Close to the normal distribution inside, monotone and finite far outside.
     #[test]
