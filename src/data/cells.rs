@@ -16,6 +16,14 @@ pub(super) fn number(cell: &str) -> Option<f64> {
     if numeric { cell.parse().ok().filter(|x: &f64| x.is_finite()) } else { None }
 }
 
+/// `1,5` as `1.5`: a number with a decimal comma, as it stands in files that are separated by semicolons.
+pub(super) fn with_point(cell: &str) -> Option<String> {
+    let (whole, part) = cell.split_once(',')?;
+    let part_begins = part.bytes().next().is_some_and(|b| b.is_ascii_digit());
+    let pointed = format!("{whole}.{part}");
+    (part_begins && !whole.contains('.') && number(&pointed).is_some()).then_some(pointed)
+}
+
 /// True or false in words.
 pub(super) fn truth(cell: &str) -> Option<bool> {
     let among = |words: &[&str]| words.iter().any(|w| w.eq_ignore_ascii_case(cell));

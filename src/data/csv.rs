@@ -1,4 +1,5 @@
-//! CSV: rows of text cells behind an optional header, separated by comma, semicolon or tab, plain or gzip.
+//! CSV: rows of text cells behind an optional header, separated by comma, semicolon or tab, plain or gzip. Between
+//! semicolons numbers may have a decimal comma.
 //!
 //! The first pass infers what the columns are ([`super::infer`]), or holds the file against a given schema; the second
 //! turns the cells into numbers. Columns are matched by name: their order in the file does not matter, and columns that
@@ -12,6 +13,7 @@ use super::{
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::tensor::Tensor;
 use csv::StringRecord;
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ pub(super) static CSV: SourceInfo = SourceInfo {
     read,
 };
 
+/// The rows by which it is found out how numbers are written.
+const SAMPLE: usize = 1000;
 /// The most columns of a table.
 const MAX_COLUMNS: usize = 1 << 14;
 
@@ -83,6 +87,14 @@ pub(super) fn table(
     Ok((Dataset { schema: Some(schema), ..set }, first_line))
 }
 
+/// The same row with decimal points.
+fn pointed(row: &StringRecord) -> StringRecord {
+    let cells = row.iter().map(|cell| cells::with_point(cell.trim()).map_or(Cow::Borrowed(cell), Cow::Owned));
+    let mut out: StringRecord = cells.collect::<Vec<_>>().into();
+    out.set_position(row.position().cloned());
+    out
+}
+
 /// A cell for messages: on one line, not too long.
 fn shown(cell: &str) -> String {
     let cut: String = cell.chars().take(40).collect();
@@ -94,6 +106,8 @@ struct Text<'a> {
     path: &'a Path,
     bytes: Vec<u8>,
     delimiter: u8,
+    /// Numbers have a decimal comma.
+    comma: bool,
     header: bool,
     names: Vec<String>,
 }
@@ -105,8 +119,17 @@ impl<'a> Text<'a> {
         }
         let line = bytes.split(|&b| b == b'\n').find(|l| !l.trim_ascii().is_empty()).unwrap_or_default();
         let count = |d: u8| line.iter().filter(|&&b| b == d).count();
-        let delimiter = [b',', b';', b'\t'].into_iter().rev().max_by_key(|&d| count(d)).unwrap_or(b',');
-        let mut text = Self { path, bytes, delimiter, header: false, names: Vec::new() };
+        // Commas that are all decimal do not count.
+        let decimal = |cell: &[u8]| {
+            !cell.contains(&b',')
+                || std::str::from_utf8(cell).is_ok_and(|c| cells::with_point(c.trim()).is_some())
+        };
+        let delimiter = match line.contains(&b';') && line.split(|&b| b == b';').all(decimal) {
+            true => b';',
+            false => [b'\t', b';', b','].into_iter().max_by_key(|&d| count(d)).unwrap_or(b','),
+        };
+        let mut text = Self { path, bytes, delimiter, comma: false, header: false, names: Vec::new() };
+        text.comma = delimiter == b';' && text.has_commas();
         let first = text.records().next().transpose().map_err(|e| text.broken(&e))?;
         let Some(first) = first else { return Err(format(path, "an empty file; expected rows of cells")) };
         if first.len() > MAX_COLUMNS {
@@ -131,11 +154,20 @@ impl<'a> Text<'a> {
     }
 
     fn records(&self) -> impl Iterator<Item = csv::Result<StringRecord>> {
-        csv::ReaderBuilder::new()
+        let records = csv::ReaderBuilder::new()
             .has_headers(false)
             .delimiter(self.delimiter)
             .from_reader(self.bytes.as_slice())
-            .into_records()
+            .into_records();
+        records.map(|record| if self.comma { record.map(|r| pointed(&r)) } else { record })
+    }
+
+    /// Whether the first rows have numbers like 1,5 and none like 1.5.
+    fn has_commas(&self) -> bool {
+        let rows = || self.records().take(SAMPLE).filter_map(|row| row.ok());
+        let any = |test: fn(&str) -> bool| rows().any(|row| row.iter().any(|cell| test(cell.trim())));
+        any(|cell| cells::with_point(cell).is_some())
+            && !any(|cell| cell.contains('.') && cells::number(cell).is_some())
     }
 
     /// The rows to keep, at least one.
@@ -187,7 +219,8 @@ impl<'a> Text<'a> {
         let mut found: Vec<Found> = places.iter().map(|_| Found::default()).collect();
         for row in self.rows(options)? {
             for (found, &place) in found.iter_mut().zip(&places) {
-                found.see(row.get(place).unwrap_or_default().trim());
+                let line = row.position().map_or(0, csv::Position::line);
+                found.see(row.get(place).unwrap_or_default().trim(), line);
             }
         }
         for (name, _) in &options.columns {

@@ -4,8 +4,8 @@
 //! object. Cells are those of the columns in their order, or in that of a header, which names them all; what else the
 //! header or an object names is ignored, as in a file. An empty cell, `null` and `NaN` are missing.
 
-use super::Schema;
 use super::csv::Reader;
+use super::{Schema, cells};
 use serde_json::Value;
 use std::borrow::Cow;
 
@@ -56,12 +56,20 @@ impl<'a> RowReader<'a> {
 
     fn split<'l>(&self, line: &'l str) -> Cells<'l> {
         let count = |d: u8| line.bytes().filter(|&b| b == d).count();
-        let delimiter = [b'\t', b';', b','].into_iter().max_by_key(|&d| count(d)).filter(|&d| count(d) > 0);
+        let expected = self.header.as_ref().map_or(self.dims, |(_, n)| *n);
+        let delimiter = [b'\t', b';', b',']
+            .into_iter()
+            .max_by_key(|&d| (count(d) > 0 && count(d) + 1 == expected, count(d)))
+            .filter(|&d| count(d) > 0);
         match delimiter {
             None if self.dims == 1 => vec![Cow::Borrowed(line)],
             None => line.split_whitespace().map(Cow::Borrowed).collect(),
             Some(d) if !line.contains('"') => {
-                line.split(char::from(d)).map(|c| Cow::Borrowed(c.trim())).collect()
+                let cell = |c: &'l str| match cells::with_point(c.trim()).filter(|_| d == b';') {
+                    Some(pointed) => Cow::Owned(pointed),
+                    None => Cow::Borrowed(c.trim()),
+                };
+                line.split(char::from(d)).map(cell).collect()
             }
             Some(d) => {
                 let mut reader = csv::ReaderBuilder::new();
@@ -145,7 +153,14 @@ mod tests {
 
     #[test]
     fn numbers_in_many_dresses() {
-        for line in ["1,2.5,-3e2", " 1 ; 2.5;-3e2 \r\n", "[1, 2.5, -300]\n", "1 2.5 -300", "1\t2.5\t-300"] {
+        for line in [
+            "1,2.5,-3e2",
+            " 1 ; 2.5;-3e2 \r\n",
+            "1,0;2,5;-3,0e2",
+            "[1, 2.5, -300]\n",
+            "1 2.5 -300",
+            "1\t2.5\t-300",
+        ] {
             let row = RowReader::new(None, 3).read(line).unwrap().unwrap();
             assert_eq!(row, [1.0, 2.5, -300.0], "{line:?}");
         }

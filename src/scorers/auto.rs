@@ -67,7 +67,8 @@ impl Learn for Auto {
 
     fn judge(&self, evidence: &Evidence) -> Result<Vec<f64>> {
         let two_sided = |s: f64| self.surprisal.ln_above(s).min(self.surprisal.ln_below(s)) + LN_2;
-        let mut scores: Vec<f64> = surprisal(evidence).into_iter().map(|s| -two_sided(s)).collect();
+        // 0 − 0 is 0, −0 is printed with its sign.
+        let mut scores: Vec<f64> = surprisal(evidence).into_iter().map(|s| 0.0 - two_sided(s)).collect();
         let Some(known) = &self.excess else { return Ok(scores) };
         let Some(found) = excess(evidence)? else {
             let name = &evidence.data().name;

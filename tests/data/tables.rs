@@ -71,6 +71,14 @@ fn tables_without_header_and_with_other_separators() {
         assert_eq!(set.values.to_f64_vec(), [1.0, 2.0, 3.0, 4.0], "{text:?}");
         assert_eq!(set.schema.unwrap().columns[0].name, "p", "{text:?}");
     }
+    // Decimal commas, between semicolons only; a column of words keeps its own.
+    let comma = open(&put(&folder, "c.csv", b"p;q\n1,5;a,b\n-3;c\n,5;c\n")).unwrap();
+    assert_eq!(comma.values.to_f64_vec(), [1.5, 0.0, -3.0, 1.0, 0.5, 1.0]);
+    assert_eq!(comma.schema.unwrap().columns[1].kind, categorical(&["a,b", "c"]));
+    let bare = open(&put(&folder, "e.csv", b"1,5;2,5\n3;4\n")).unwrap();
+    assert_eq!(bare.values.to_f64_vec(), [1.5, 2.5, 3.0, 4.0]);
+    let point = open(&put(&folder, "d.csv", b"p;q\n1.5;1,5\n2.5;2\n")).unwrap();
+    assert_eq!(point.schema.unwrap().columns[1].kind, categorical(&["1,5", "2"]));
     let labelled = ReadOptions { labels: Some("y".into()), limit: Some(2), ..Default::default() };
     let set = with(labelled)(&put(&folder, "l.csv", b"y,x\n7,1.5\n-1,2\n3,4\n")).unwrap();
     assert_eq!((set.labels.unwrap(), set.values.to_f64_vec()), (vec![7, -1], vec![1.5, 2.0]));
@@ -145,6 +153,12 @@ fn bad_tables() {
     refused(b"a,b\n1,2\n", labels, ErrorKind::Usage, &["no column \"z\""]);
     let many: String = (0..1100).map(|i| format!("{i},id{i}\n")).collect();
     refused(many.as_bytes(), plain(), ErrorKind::Data, &["\"x1\"", "more than 1024", "drop"]);
+    let numbers = (0..30).map(|i| format!("{}\n", if i == 7 { "oops".into() } else { i.to_string() }));
+    let numbers: String = numbers.collect();
+    let words = ["\"x0\"", "29 of 30", "line 8", "\"oops\"", "categorical", "drop"];
+    refused(numbers.as_bytes(), plain(), ErrorKind::Data, &words);
+    let texts = data::open(put(&folder, "texts.csv", numbers.as_bytes()), &wish("x0", Wish::Categorical));
+    assert_eq!(texts.unwrap().len(), 30);
     let key = ReadOptions { key: Some("a".into()), ..plain() };
     refused(b"a,b\n1,2\n", key, ErrorKind::Usage, &["no named arrays"]);
     let small = ReadOptions { max_bytes: 1 << 10, ..plain() };
