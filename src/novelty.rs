@@ -19,7 +19,7 @@
 //! # }
 //! ```
 //! What the rooms behind it offer beyond that (several models and scorers at once, false-discovery rates, streams,
-//! drift) is put together by hand from [`evidence`](crate::evidence), [`scorers`](crate::scorers) and
+//! drift) is put together by hand from [`evidence`](crate::evidence), [`scorers`] and
 //! [`calibrate`](crate::calibrate); the commands in [`cli`](crate::cli) show how.
 
 use crate::calibrate::{Calibration, MOST_HELD_OUT, held_out};
