@@ -25,6 +25,8 @@ pub struct Options {
 
 /// The most bytes of a cell in text, with its separator.
 const BYTES_PER_NUMBER: usize = 256;
+/// A line may be so long however few its columns: it may hold more than they ask for.
+const LINE: usize = 1 << 16;
 
 /// Reads to the end of the input. Memory does not grow with the number of rows.
 pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common: &Common) -> Result<()> {
@@ -64,7 +66,7 @@ pub fn run(judges: &Judges, decider: Option<Decider>, options: &Options, common:
     }
     loop {
         text.clear();
-        let most = (dims * BYTES_PER_NUMBER + BYTES_PER_NUMBER) as u64;
+        let most = (dims * BYTES_PER_NUMBER + BYTES_PER_NUMBER).max(LINE) as u64;
         let read = reader
             .by_ref()
             .take(most)

@@ -35,7 +35,8 @@ impl<'a> RowReader<'a> {
     /// # Errors
     /// What is wrong, naming the column or the cell.
     pub fn read(&mut self, line: &str) -> Result<Option<Vec<f64>>, String> {
-        let line = line.trim();
+        // Some programs begin a stream with a byte order mark.
+        let line = line.trim_start_matches('\u{feff}').trim();
         if line.is_empty() {
             return Ok(None);
         }
@@ -192,7 +193,7 @@ mod tests {
         let quoted = "\"dark, blue\", 2.5, true";
         assert_eq!(read(&[quoted, quoted]), Ok(vec![row.clone(), row.clone()]));
         // A header in another order, with a column more.
-        let lines = ["id;new;size;hue", "7;true;2.5;dark, blue", "8;true;2.5;dark, blue"];
+        let lines = ["\u{feff}id;new;size;hue", "7;true;2.5;dark, blue", "8;true;2.5;dark, blue"];
         assert_eq!(read(&lines), Ok(vec![None, row.clone(), row.clone()]));
         let object = r#"{"size": 2.5, "new": true, "hue": "dark, blue", "id": [1]}"#;
         assert_eq!(read(&[object, r#"["dark, blue", 2.5, true]"#]), Ok(vec![row.clone(), row]));

@@ -356,8 +356,11 @@ fn tables_go_through_every_command() {
     let lines = std::fs::read_to_string(&new).unwrap();
     let objects = r#"{"on": true, "colour": "red", "day": "2014-07-03", "size": 0.5}
         {"on": false, "colour": "mauve", "day": "2014-07-04", "size": null, "extra": 2}"#;
-    for input in [&*lines, objects] {
-        let streamed = fed(&stream, input);
+    // What is not asked for may be long.
+    let long = format!(r#"{{"note": "{}", "on": true"#, "x".repeat(20_000));
+    let objects = objects.replacen(r#"{"on": true"#, &long, 1);
+    for input in [lines, objects] {
+        let streamed = fed(&stream, &input);
         assert_eq!(stdout(&streamed), scores, "{}", stderr(&streamed));
     }
     succeeds(&["sample", text(&out), "-n", "20", "--out", text(&drawn)]);
