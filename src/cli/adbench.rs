@@ -10,6 +10,7 @@
 //! are means over the seeds. The sets are those of ADBench (Han et al. 2022): npz files with X and y, 1 = anomaly.
 
 use super::{Common, output, progress};
+use crate::cuda::Device;
 use crate::data::{self, Dataset, ReadOptions};
 use crate::detectors::{self, DETECTORS, DetectorInfo, Pipeline, Scaling};
 use crate::error::{Error, ErrorKind, Result, nearest};
@@ -78,11 +79,11 @@ struct Judge {
 
 impl Judge {
     /// Scores of the rows `test` after a fit to the rows `train`.
-    fn scores(&self, train: &Dataset, test: &Dataset, seed: u64) -> Result<Vec<f64>> {
+    fn scores(&self, device: Device, train: &Dataset, test: &Dataset, seed: u64) -> Result<Vec<f64>> {
         let share = 1.0 / self.members.len() as f64;
         let mut mean = vec![0.0; test.len()];
         for (info, settings) in &self.members {
-            let scores = Pipeline::fit(info, settings, train, seed)?.score(test)?;
+            let scores = device.run(|| Pipeline::fit(info, settings, train, seed)?.score(test))??;
             mean.iter_mut().zip(scores).for_each(|(sum, score)| *sum += share * score);
         }
         Ok(mean)
@@ -104,7 +105,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
                 let (train, test) = split(&anomalous, seed, args.protocol);
                 let place = |e: Error| e.at(format_args!("{}: {name}, seed {seed}", data.name));
                 let started = Instant::now();
-                let scores = judge.scores(&data.select(&train), &data.select(&test), seed).map_err(place)?;
+                let (train, rows) = (data.select(&train), data.select(&test));
+                let scores = judge.scores(common.device, &train, &rows, seed).map_err(place)?;
                 let seconds = started.elapsed().as_secs_f64();
                 let of = |kind: bool| -> Vec<f64> {
                     test.iter()
@@ -253,7 +255,7 @@ mod tests {
         let (train, test) = (Dataset::new("train", rows(0)), Dataset::new("test", rows(1)));
         let scores = |names: &[&str]| {
             let members = names.iter().map(|name| detectors::model(name, &[]).unwrap()).collect();
-            Judge { name: names.join("+"), members }.scores(&train, &test, 0).unwrap()
+            Judge { name: names.join("+"), members }.scores(Device::Cpu, &train, &test, 0).unwrap()
         };
         let (one, two) = (scores(&["gmm"]), scores(&["gmm_5"]));
         assert_ne!(one, two);

@@ -9,6 +9,7 @@
 
 use super::progress::{self, Training, say};
 use super::{Common, inputs, output};
+use crate::cuda::Device;
 use crate::data::Dataset;
 use crate::detectors::{self, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
@@ -99,7 +100,11 @@ struct Line {
 /// Learns, scores, ranks, prints.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let (pipeline, data) = prepare(args, common)?;
-    let scores = pipeline.score(&data)?;
+    let device = common.device;
+    if device != Device::Cpu && !pipeline.uses_devices() {
+        say(common, format!("{}: this detector computes on the CPU", pipeline.info().name));
+    }
+    let scores = device.run(|| pipeline.score(&data))??;
     let cut = cut(args, common, &pipeline, &scores)?;
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
@@ -116,7 +121,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     for (i, &row) in order.iter().enumerate() {
         lines[row].rank = i + 1;
         if i < args.top {
-            lines[row].columns = worst(&pipeline, &data, row)?;
+            lines[row].columns = device.run(|| worst(&pipeline, &data, row))??;
         }
     }
     summary(args, common, &data, &lines, &order);
@@ -161,7 +166,8 @@ fn prepare(args: &Args, common: &Common) -> Result<(Pipeline, Dataset)> {
         Some(path) => {
             let reference = args.reading.open(path)?;
             let data = args.reading.open_like(&args.data, reference.schema.clone())?;
-            (Pipeline::calibrated_watched(info, &settings, &reference, seed, observer)?, data)
+            let fit = || Pipeline::calibrated_watched(info, &settings, &reference, seed, observer);
+            (common.device.run(fit)??, data)
         }
         None => {
             if args.alpha.is_some() {
@@ -169,7 +175,8 @@ fn prepare(args: &Args, common: &Common) -> Result<(Pipeline, Dataset)> {
                 return Err(Error::new(ErrorKind::Usage, message));
             }
             let data = args.reading.open(&args.data)?;
-            (Pipeline::fit_watched(info, &settings, &data, seed, observer)?, data)
+            let fit = || Pipeline::fit_watched(info, &settings, &data, seed, observer);
+            (common.device.run(fit)??, data)
         }
     };
     if let Some(path) = &args.save {

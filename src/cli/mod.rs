@@ -44,7 +44,7 @@ struct Common {
     /// Seed of everything random
     #[arg(long, global = true, value_name = "N")]
     seed: Option<u64>,
-    /// Where train, score, eval, sample, bench and demo compute: cpu, cuda or cuda:N
+    /// Where train, score, eval, detect, adbench, sample, bench and demo compute: cpu, cuda or cuda:N
     #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
     device: Device,
     /// Number of threads [default: all cores]; results do not depend on it
@@ -130,13 +130,13 @@ impl Command {
             Command::Demo(_) | Command::Train(_) | Command::Score(_) | Command::Eval(_) => {
                 return device.check();
             }
-            Command::Sample(_) | Command::Bench(_) => return device.check(),
+            Command::Sample(_) | Command::Bench(_) | Command::Detect(_) | Command::Adbench(_) => {
+                return device.check();
+            }
             Command::Series(_) => "series",
             Command::Nab(_) => "nab",
-            Command::Detect(_) => "detect",
             Command::List(_) => "list",
             Command::Info(_) => "info",
-            Command::Adbench(_) => "adbench",
         };
         if device == Device::Cpu {
             return Ok(());

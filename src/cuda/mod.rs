@@ -118,6 +118,11 @@ pub(crate) fn on_host<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// The device that this thread makes new tensors on.
+pub(crate) fn current() -> Device {
+    Gpu::current().map_or(Device::Cpu, Gpu::device)
+}
+
 /// What messages about memory say.
 pub(crate) const OUT_OF_MEMORY: &str = "out of memory";
 
@@ -137,7 +142,12 @@ impl Drop for Restore {
 struct Fault(Error);
 
 fn fail(message: String) -> ! {
-    std::panic::resume_unwind(Box::new(Fault(Error::new(ErrorKind::Device, message))))
+    fault(Error::new(ErrorKind::Device, message))
+}
+
+/// Leaves [`Device::run`] with this error, from code that cannot return one.
+pub(crate) fn fault(error: Error) -> ! {
+    std::panic::resume_unwind(Box::new(Fault(error)))
 }
 
 struct Context {

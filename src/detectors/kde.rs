@@ -5,7 +5,7 @@
 //! ```
 //! h is the bandwidth in standard deviations of the reference's columns. The sum runs over tiles of the distance matrix,
 //! one matrix product each, nearest first and relative to the nearest row found so far, so it neither overflows nor
-//! vanishes; it ends where what is left is below 1e-22 of it.
+//! vanishes; it ends where what is left is below 1e-22 of it. On devices it is [`crate::ops::distances::kernel_log_sum`].
 
 use super::neighbours::Group;
 use super::{DetectorInfo, Index, Method, Scaling, Table, boxed, defaults, setting};
@@ -48,6 +48,7 @@ struct Kde {
 
 impl Method for Kde {
     const INFO: &'static DetectorInfo = &KDE;
+    const DEVICES: bool = true;
     type Settings = Settings;
 
     fn fit(settings: &Settings, reference: &Table, _: &Philox) -> Result<Self> {
@@ -62,7 +63,8 @@ impl Method for Kde {
         let scale = 1.0 / (2.0 * self.bandwidth * self.bandwidth);
         let (n, d) = (self.index.points().rows() as f64, x.columns() as f64);
         let constant = n.ln() + 0.5 * d * (std::f64::consts::PI / scale).ln();
-        let sums = self.index.groups(x, 1, |group| log_sums(group, scale));
+        let on_host = || self.index.groups(x, 1, |group| log_sums(group, scale));
+        let sums = self.index.kernel_log_sums(x, scale).unwrap_or_else(on_host);
         sums.into_iter().map(|log_sum| constant - log_sum).collect()
     }
 

@@ -52,6 +52,7 @@ struct Knn {
 
 impl Method for Knn {
     const INFO: &'static DetectorInfo = &KNN;
+    const DEVICES: bool = true;
     type Settings = Settings;
 
     fn fit(settings: &Settings, reference: &Table, _: &Philox) -> Result<Self> {

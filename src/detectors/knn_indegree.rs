@@ -44,6 +44,7 @@ struct InDegree {
 
 impl Method for InDegree {
     const INFO: &'static DetectorInfo = &KNN_INDEGREE;
+    const DEVICES: bool = true;
     type Settings = Settings;
 
     fn fit(settings: &Settings, reference: &Table, _: &Philox) -> Result<Self> {

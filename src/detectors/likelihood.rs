@@ -2,8 +2,9 @@
 
 use super::Table;
 use crate::autograd::no_grad;
+use crate::cuda::{self, Device};
 use crate::data::{Column, ColumnKind, Dataset, Schema};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::models::config::{self, find_model};
 use crate::models::{Batch, MODELS, Model, file};
 use crate::nn::within;
@@ -50,12 +51,26 @@ impl Likelihood {
         rng: &Philox,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
+        let device = cuda::current();
+        cuda::on_host(|| Self::fit_on(device, name, step, set, reference, rng, observer))
+    }
+
+    fn fit_on<S: AsRef<str>>(
+        device: Device,
+        name: &str,
+        step: &[usize],
+        set: &[S],
+        reference: &Table,
+        rng: &Philox,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let data = dataset(reference, step);
         let mut recipe = config::find(MODELS, name)?;
         recipe.train.seed = rng.state().0;
         recipe.set(set)?;
         recipe.adapt(&data);
         let model = recipe.build()?;
+        model.to(device)?;
         let (rest, aside) = match recipe.train.validation {
             share if share > 0.0 && data.len() > 1 && !model.solves() => {
                 data.split(share, recipe.train.seed).map(|(rest, aside)| (rest, Some(aside)))?
@@ -68,6 +83,11 @@ impl Likelihood {
 
     /// −log p of every row; NaN from a row that has none to the end of its batch.
     pub fn score(&self, x: &Table) -> Vec<f64> {
+        let device = cuda::current();
+        cuda::on_host(|| self.score_on(device, x))
+    }
+
+    fn score_on(&self, device: Device, x: &Table) -> Vec<f64> {
         let step = self.model.input().shape.get(1..).unwrap_or_default().to_vec();
         let mut out = vec![f64::NAN; x.rows()];
         let how = Evaluate { batch: ROWS, ..Default::default() };
@@ -78,9 +98,12 @@ impl Likelihood {
         };
         let data = dataset(x, &step);
         let go_on = &mut |_| ControlFlow::Continue(());
-        // What the model refuses keeps its NaN, which the detector's caller reports with its row.
-        batches_while(&*self.model, &data, &how, go_on, &mut each).ok();
-        out
+        let mut asked = || batches_while(&*self.model, &data, &how, go_on, &mut each);
+        match self.model.to(device).and_then(|()| asked()) {
+            Err(e) if e.kind() == ErrorKind::Device => cuda::fault(e),
+            // What the model refuses keeps its NaN, which the detector's caller reports with its row.
+            _ => out,
+        }
     }
 
     /// D.

@@ -53,6 +53,7 @@ struct Lof {
 
 impl Method for Lof {
     const INFO: &'static DetectorInfo = &LOF;
+    const DEVICES: bool = true;
     type Settings = Settings;
 
     fn fit(settings: &Settings, reference: &Table, _: &Philox) -> Result<Self> {

@@ -37,6 +37,7 @@ mod mahalanobis;
 mod mcd;
 mod model;
 mod neighbours;
+mod on_device;
 mod pca;
 mod pipeline;
 mod special;
@@ -50,6 +51,7 @@ pub use neighbours::{Index, Neighbours};
 pub use pipeline::Pipeline;
 pub use table::Table;
 
+use crate::cuda;
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::random::Philox;
 use crate::train::Observer;
@@ -78,6 +80,10 @@ pub trait Detector: Send + Sync {
     /// # Errors
     /// Before [`Self::fit`]; for another number of columns than the reference's.
     fn score(&self, x: &Table) -> Result<Vec<f64>>;
+
+    /// Whether [`Self::fit`] and [`Self::score`] compute on the device that they are called on ([`crate::Device::run`]);
+    /// others stay on the CPU.
+    fn uses_devices(&self) -> bool;
 
     /// Settings and what was learned, as JSON; [`Self::restore`] reads it back.
     ///
@@ -147,6 +153,8 @@ pub fn find(name: &str) -> Result<&'static DetectorInfo> {
 trait Method: Serialize + DeserializeOwned + Send + Sync + Sized + 'static {
     /// The registry's line.
     const INFO: &'static DetectorInfo;
+    /// Whether it computes on the device that it is run on ([`crate::Device::run`]); the others stay on the CPU.
+    const DEVICES: bool = false;
     /// What can be chosen; an impossible choice is an error of [`Self::fit`].
     type Settings: Default + Serialize + DeserializeOwned + Send + Sync;
 
@@ -220,7 +228,8 @@ impl<M: Method> Detector for Boxed<M> {
             let message = format!("no rows to fit the detector \"{}\" on", M::INFO.name);
             return Err(Error::new(ErrorKind::Data, message));
         }
-        let learned = M::fit_watched(&self.settings, reference, rng, observer);
+        let mut fit = || M::fit_watched(&self.settings, reference, rng, observer);
+        let learned = if M::DEVICES { fit() } else { cuda::on_host(fit) };
         self.learned = Some(learned.map_err(|e| e.at(format_args!("the detector \"{}\"", M::INFO.name)))?);
         Ok(())
     }
@@ -233,7 +242,7 @@ impl<M: Method> Detector for Boxed<M> {
                 format!("the detector \"{}\" knows {columns} columns, got {}", M::INFO.name, x.columns());
             return Err(Error::new(ErrorKind::Data, message));
         }
-        let scores = learned.score(x);
+        let scores = if M::DEVICES { learned.score(x) } else { cuda::on_host(|| learned.score(x)) };
         match scores.iter().position(|s| !s.is_finite()) {
             Some(row) => Err(Error::new(
                 ErrorKind::NonFinite,
@@ -241,6 +250,10 @@ impl<M: Method> Detector for Boxed<M> {
             )),
             None => Ok(scores),
         }
+    }
+
+    fn uses_devices(&self) -> bool {
+        M::DEVICES
     }
 
     fn state(&self) -> Result<Value> {

@@ -63,6 +63,7 @@ struct AnyModel<const LEVELS: bool> {
 
 impl<const LEVELS: bool> Method for AnyModel<LEVELS> {
     const INFO: &'static DetectorInfo = if LEVELS { &COLUMNS } else { &NUMBERS };
+    const DEVICES: bool = true;
     type Settings = Settings;
 
     fn fit(settings: &Settings, reference: &Table, rng: &Philox) -> Result<Self> {

@@ -13,6 +13,9 @@
 //! that was not proposed is farther than min(t/(1 + 4γ), t − 16γ|x|²), t being the last candidate's proposed distance;
 //! where the k-th distance is not below that, the query is searched once more in f64. γ assumes rounding errors
 //! that add up like independent ones, γ = 4(√D + 4)·2^-24 (Higham & Mary 2019).
+//!
+//! Inside [`crate::cuda::Device::run`] a device proposes ([`crate::ops::distances`]) and the same decision follows, so what is
+//! found does not depend on the device.
 
 use super::Table;
 use super::blocks::{Blocks, box_distance};
@@ -31,9 +34,9 @@ const MOST_QUERIES: usize = 128;
 #[derive(Debug, Clone)]
 pub struct Index {
     points: Table,
-    parts: Blocks,
+    pub(super) parts: Blocks,
     /// What is subtracted from every row before it is rounded to f32.
-    centre: Vec<f64>,
+    pub(super) centre: Vec<f64>,
     /// The rows of each part, centred, as a (D, rows) matrix.
     packed: Vec<f32>,
     /// |y|² of those.
@@ -145,10 +148,29 @@ impl Group<'_> {
         open.extend((0..m as u32).filter(|&i| squares[i as usize] <= limit[i as usize]));
     }
 
-    /// The rounding error of a tile's distances: at most this share of (|x| + |y|)².
+    /// See [`gamma`].
     pub fn gamma(&self) -> f64 {
-        4.0 * ((self.queries.columns() as f64).sqrt() + 4.0) / (1u32 << 24) as f64
+        gamma(self.queries.columns())
     }
+}
+
+/// The rounding error of a tile's distances over `d` columns: at most this share of (|x| + |y|)².
+pub(super) fn gamma(d: usize) -> f64 {
+    4.0 * ((d as f64).sqrt() + 4.0) / (1u32 << 24) as f64
+}
+
+/// What is known of a query before distances are measured in f64.
+pub(super) struct Proposal<'a> {
+    pub x: &'a [f64],
+    /// The row of the index that it is itself, which is not its neighbour.
+    pub own: Option<u32>,
+    /// |x|², centred.
+    pub norm: f64,
+    /// Rows of the index, and a bound on the proposed squared distance of all others.
+    pub rows: &'a [u32],
+    pub limit: f64,
+    /// The blocks of the index in the order of a further search.
+    pub blocks: &'a [(f64, u32)],
 }
 
 impl Index {
@@ -244,8 +266,22 @@ impl Index {
         if k == 0 {
             return Neighbours { k, distance: Vec::new(), index: Vec::new() };
         }
-        let pairs = self.groups(queries, k, |group| {
-            let mut found = Candidates::new(group.rows.len(), k + 8 + k / 4);
+        let pairs =
+            self.proposed_by_device(queries, k, own).unwrap_or_else(|| self.search_groups(queries, k, own));
+        let (mut distance, mut index) = (vec![0.0; pairs.len()], vec![0; pairs.len()]);
+        par::chunks_mut2(&mut distance, par::GRAIN, &mut index, par::GRAIN, |chunk, distance, index| {
+            let pairs = &pairs[chunk * par::GRAIN..];
+            for ((distance, index), pair) in distance.iter_mut().zip(index).zip(pairs) {
+                (*distance, *index) = (pair.0.sqrt(), pair.1);
+            }
+        });
+        Neighbours { k, distance, index }
+    }
+
+    /// (squared distance, row) of the k nearest of every query.
+    fn search_groups(&self, queries: &Table, k: usize, own: bool) -> Vec<(f64, u32)> {
+        self.groups(queries, k, |group| {
+            let mut found = Candidates::new(group.rows.len(), proposals(k));
             let mut open = Vec::with_capacity(group.rows.len());
             for at in 0..group.blocks.len() {
                 let (bound, block) = group.blocks[at];
@@ -264,25 +300,22 @@ impl Index {
                 }
                 group.norms = norms;
             }
-            let decide = |i: usize| self.decide(group, i, k, own, &found);
+            let decide = |i: usize| {
+                let row = group.rows[i];
+                let (x, own) = (group.queries.row(row as usize), own.then_some(row));
+                let (norm, limit) = (group.norms[i] as f64, found.limit[i] as f64);
+                self.decide(&Proposal { x, own, norm, rows: found.of(i), limit, blocks: &group.blocks }, k)
+            };
             (0..group.rows.len()).flat_map(decide).collect()
-        });
-        let (mut distance, mut index) = (vec![0.0; pairs.len()], vec![0; pairs.len()]);
-        par::chunks_mut2(&mut distance, par::GRAIN, &mut index, par::GRAIN, |chunk, distance, index| {
-            let pairs = &pairs[chunk * par::GRAIN..];
-            for ((distance, index), pair) in distance.iter_mut().zip(index).zip(pairs) {
-                (*distance, *index) = (pair.0.sqrt(), pair.1);
-            }
-        });
-        Neighbours { k, distance, index }
+        })
     }
 
-    /// The `k` nearest of row `i` of the group, exactly: (squared distance, row).
-    fn decide(&self, group: &Group, i: usize, k: usize, own: bool, found: &Candidates) -> Vec<(f64, u32)> {
-        let (row, gamma) = (group.rows[i], group.gamma());
-        let x = group.queries.row(row as usize);
+    /// The `k` nearest of a query, exactly: (squared distance, row).
+    pub(super) fn decide(&self, proposal: &Proposal, k: usize) -> Vec<(f64, u32)> {
+        let Proposal { x, own, norm, rows, limit: t, blocks } = *proposal;
+        let gamma = gamma(x.len());
         let measure = |&j: &u32| (squared_distance(x, self.points.row(j as usize)), j);
-        let mut best: Vec<(f64, u32)> = found.of(i).iter().map(|&j| (0.0, j)).collect();
+        let mut best: Vec<(f64, u32)> = rows.iter().map(|&j| (0.0, j)).collect();
         let (all, d) = (self.points.values(), self.points.columns());
         let measured = &mut best;
         vectorize(
@@ -295,18 +328,18 @@ impl Index {
         );
         best.sort_unstable_by(ascending);
         best.truncate(k);
-        let (last, t) = (best.last().map_or(f64::INFINITY, |b| b.0), found.limit[i] as f64);
-        let certain = (t / (1.0 + 4.0 * gamma)).min(t - 16.0 * gamma * group.norms[i] as f64);
+        let last = best.last().map_or(f64::INFINITY, |b| b.0);
+        let certain = (t / (1.0 + 4.0 * gamma)).min(t - 16.0 * gamma * norm);
         if last == 0.0 || last < certain || t == f64::INFINITY {
             return best;
         }
         let mut best = Vec::with_capacity(k + 1);
-        for &(_, block) in &group.blocks {
+        for &(_, block) in blocks {
             let far = |best: &[(f64, u32)]| if best.len() < k { last } else { best[k - 1].0 };
             if box_distance((x, x), self.parts.bounds(block as usize)) > far(&best) {
                 continue;
             }
-            for found in self.parts.rows(block as usize).iter().filter(|j| !own || **j != row).map(measure) {
+            for found in self.parts.rows(block as usize).iter().filter(|j| own != Some(**j)).map(measure) {
                 let place = best.partition_point(|b| ascending(b, &found).is_lt());
                 if place < k {
                     best.insert(place, found);
@@ -330,11 +363,16 @@ impl<'de> Deserialize<'de> for Index {
     }
 }
 
+/// How many rows are proposed to find k.
+pub(super) fn proposals(k: usize) -> usize {
+    k + 8 + k / 4
+}
+
 fn ascending(a: &(f64, u32), b: &(f64, u32)) -> std::cmp::Ordering {
     a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
 }
 
-fn square(row: &[f32]) -> f32 {
+pub(super) fn square(row: &[f32]) -> f32 {
     row.iter().map(|&x| x as f64 * x as f64).sum::<f64>() as f32
 }
 

@@ -5,6 +5,7 @@
 
 use super::{Columns, Detector, DetectorInfo, Table};
 use crate::calibrate::Reference;
+use crate::cuda;
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::container::{self, Container};
@@ -71,8 +72,11 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let mut detector = (info.build)(settings)?;
-        let columns = Columns::fit(reference, info.scaling)?;
-        let table = columns.apply(reference)?;
+        let prepared = cuda::on_host(|| {
+            let columns = Columns::fit(reference, info.scaling)?;
+            columns.apply(reference).map(|table| (columns, table))
+        });
+        let (columns, table) = prepared?;
         let fitted = detector.fit_watched(&table, &Philox::new(seed), observer);
         fitted.map_err(|e| e.at(&reference.name))?;
         Ok(Self { info, columns, detector, reference: reference.name.clone(), scores: Reference::default() })
@@ -104,7 +108,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let fraction = ASIDE.min(MOST_ASIDE as f64 / reference.len().max(1) as f64);
-        let (rest, aside) = reference.split(fraction, seed)?;
+        let (rest, aside) = cuda::on_host(|| reference.split(fraction, seed))?;
         let mut pipeline = Self::fit_watched(info, settings, &rest, seed, observer)?;
         pipeline.scores = Reference::new(pipeline.score(&aside)?)?;
         Ok(pipeline)
@@ -113,6 +117,11 @@ impl Pipeline {
     /// The detector's line of the registry.
     pub fn info(&self) -> &'static DetectorInfo {
         self.info
+    }
+
+    /// Whether it computes on the device that it is run on ([`crate::Device::run`]); other detectors stay on the CPU.
+    pub fn uses_devices(&self) -> bool {
+        self.detector.uses_devices()
     }
 
     /// The columns it knows.
@@ -130,7 +139,7 @@ impl Pipeline {
     /// # Errors
     /// When a column of the reference is not there, or a cell is infinite.
     pub fn score(&self, data: &Dataset) -> Result<Vec<f64>> {
-        let table = self.columns.apply(data)?;
+        let table = cuda::on_host(|| self.columns.apply(data))?;
         self.detector.score(&table).map_err(|e| e.at(&data.name))
     }
 
@@ -140,7 +149,7 @@ impl Pipeline {
     /// # Errors
     /// Those of [`Self::score`].
     pub fn worst_columns(&self, data: &Dataset, row: usize) -> Result<Vec<f64>> {
-        let table = self.columns.apply(&data.select(&[row]))?;
+        let table = cuda::on_host(|| self.columns.apply(&data.select(&[row])))?;
         let (d, m) = (table.columns(), self.columns.len());
         let changed = Table::from_rows(m + 1, d, |j, out| {
             out.copy_from_slice(table.row(0));

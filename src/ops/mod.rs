@@ -16,6 +16,7 @@ pub mod binary;
 pub mod cast;
 pub mod conv;
 pub mod coupling;
+pub mod distances;
 pub mod gaussian_mixture;
 pub mod index;
 pub mod invertible_conv;
@@ -151,6 +152,7 @@ pub static OPS: &[&OpInfo] = &[
     &langevin::OP,
     &metropolis::OP,
     &replay_buffer::OP,
+    &distances::OP,
     &actnorm::OP,
     &invertible_conv::OP,
     &coupling::OP,
