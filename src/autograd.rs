@@ -9,9 +9,9 @@
 //! differentiated again, to any order. Fused ops have a hand-derived first-order gradient; inside
 //! [`higher_order`] they run as their composite of primitives instead.
 
+use crate::ambient;
 use crate::ops;
 use crate::tensor::{Place, Tensor};
-use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,11 +19,6 @@ use std::sync::{Arc, Mutex};
 type BackwardFn = Box<dyn Fn(&Back) -> Vec<Option<Tensor>> + Send + Sync>;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
-thread_local! {
-    static RECORDING: Cell<bool> = const { Cell::new(true) };
-    static HIGHER_ORDER: Cell<bool> = const { Cell::new(false) };
-}
 
 struct Node {
     id: u64,
@@ -153,7 +148,7 @@ impl Recipe {
 
 /// Whether an op on `inputs` has to be recorded.
 pub fn is_recording(inputs: &[&Tensor]) -> bool {
-    RECORDING.get() && inputs.iter().any(|t| t.var().is_some())
+    ambient::now().recording && inputs.iter().any(|t| t.var().is_some())
 }
 
 /// Records an op that has run: `backward` returns one optional gradient per input.
@@ -186,33 +181,22 @@ pub fn record<const N: usize>(
 
 /// Runs `f` without recording.
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
-    let _restore = Restore(&RECORDING, RECORDING.replace(false));
-    f()
+    ambient::with(|settings| settings.recording = false, f)
 }
 
 /// Runs `f` with recording on, whatever the surroundings; for ops that rebuild their forward pass in backward.
 pub fn enable_grad<R>(f: impl FnOnce() -> R) -> R {
-    let _restore = Restore(&RECORDING, RECORDING.replace(true));
-    f()
+    ambient::with(|settings| settings.recording = true, f)
 }
 
 /// Runs `f` with every fused op replaced by its composite, so that gradients can be differentiated again.
 pub fn higher_order<R>(f: impl FnOnce() -> R) -> R {
-    let _restore = Restore(&HIGHER_ORDER, HIGHER_ORDER.replace(true));
-    f()
+    ambient::with(|settings| settings.higher_order = true, f)
 }
 
 /// Whether fused ops should run as their composites now.
 pub fn in_higher_order() -> bool {
-    HIGHER_ORDER.get()
-}
-
-struct Restore(&'static std::thread::LocalKey<Cell<bool>>, bool);
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        self.0.set(self.1);
-    }
+    ambient::now().higher_order
 }
 
 /// Gradients of Σ <outputs, cotangents> with respect to `wrt`; `None` where nothing depends on it.

@@ -65,6 +65,7 @@
 //! | [`ops`] | one file per operation: formula, checks, composite, CPU code, gradient, cases |
 //! | [`autograd`], [`tensor`], [`cpu`], [`cuda`] | the engine |
 
+mod ambient;
 pub mod autograd;
 pub mod bijections;
 pub mod calibrate;

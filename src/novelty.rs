@@ -24,6 +24,7 @@
 
 use crate::calibrate::{Calibration, MOST_HELD_OUT, held_out};
 use crate::cpu::par;
+use crate::cuda::{self, Device};
 use crate::data::Dataset;
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::evidence::{Evidence, Judges, Need, silent};
@@ -62,7 +63,8 @@ impl Novelty {
     /// Trains the model or preset called `name` (as `surprisal list models` has it), changed by the assignments
     /// `settings` (as `--set`), on normal data. The shape of an example is that of the data. A fifth of it, at most
     /// 2,000 examples (or the share `train.validation`, if that is more), is set aside: it chooses the weights that are
-    /// kept and calibrates the scores.
+    /// kept and calibrates the scores. Inside [`Device::run`](crate::Device::run) it trains, and later judges, on that device;
+    /// `model().to(device)` moves it.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for an unknown name or setting; data that the model does not take; a loss that is not
@@ -71,7 +73,8 @@ impl Novelty {
         let mut recipe = config::find(MODELS, name)?;
         recipe.set(settings)?;
         recipe.adapt(normal);
-        par::inside(0, || Self::train_watched(&recipe, normal, &mut ()))
+        let device = cuda::current();
+        par::inside(0, || device.run(|| Self::train_watched(&recipe, normal, &mut ())))?
     }
 
     /// As [`Self::train`], by a complete recipe; `observer` hears how it goes and may break off. Inside
@@ -80,11 +83,22 @@ impl Novelty {
     /// # Errors
     /// Those of [`Self::train`]; [`ErrorKind::Interrupted`] when broken off.
     pub fn train_watched(recipe: &Recipe, normal: &Dataset, observer: &mut dyn Observer) -> Result<Self> {
+        let device = cuda::current();
+        cuda::on_host(|| Self::train_on(device, recipe, normal, observer))
+    }
+
+    fn train_on(
+        device: Device,
+        recipe: &Recipe,
+        normal: &Dataset,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let options = &recipe.train;
         let enough = ASIDE.min(MOST_HELD_OUT as f64 / normal.len().max(1) as f64);
         let (rest, aside) = normal.split(options.validation.max(enough), options.seed)?;
         let model = recipe.build()?;
         model.input().check(&rest)?;
+        model.to(device)?;
         let meta = Meta { data: Some(DataStats::of(&rest)), ..Meta::new(recipe, &*model) };
         let fit = fit(&*model, &rest, Some(&aside), options, observer)?;
         let aside = aside.take(MOST_HELD_OUT);
@@ -143,8 +157,9 @@ impl Novelty {
     pub fn judge(&self, data: &Dataset) -> Result<Vec<Verdict>> {
         self.model().input().check(data)?;
         let needs: Vec<Need> = scorers::find(self.calibration.name())?.asks().collect();
-        let known = par::inside(0, || self.judges.know(data.clone(), &needs, None, &silent))?;
-        let scores = self.scorer.score(&known)?;
+        let known =
+            par::inside(0, || cuda::on_host(|| self.judges.know(data.clone(), &needs, None, &silent)))?;
+        let scores = cuda::on_host(|| self.scorer.score(&known))?;
         let verdict = |(&nats, score)| Verdict { nats, score, p_value: self.calibration.p_value(score) };
         Ok(known.nats.iter().zip(scores).map(verdict).collect())
     }
@@ -211,6 +226,42 @@ mod tests {
         assert_eq!(Novelty::open(&path).unwrap().judge(&new).unwrap(), verdicts);
         let nll = Novelty::open(dir.path()).unwrap().with_scorer("nll").unwrap();
         assert!(nll.judge(&new).unwrap().iter().all(|v| v.score == -v.nats));
+    }
+
+    /// Work of several threads meets in one pool, where a waiting thread takes over what it finds.
+    #[test]
+    fn what_other_threads_do_changes_nothing() {
+        let (known, new) = (normal(300, 1), normal(20, 2));
+        let train = || {
+            let novelty = Novelty::train("realnvp_table", &["hidden=[8]", "train.steps=10"], &known).unwrap();
+            novelty.judge(&new).unwrap()
+        };
+        let alone = train();
+        let other = Novelty::train("gmm", &["components=2"], &normal(400, 3)).unwrap();
+        let many = normal(60_000, 4);
+        std::thread::scope(|scope| {
+            let judging = [(); 3].map(|()| scope.spawn(|| other.judge(&many).unwrap()));
+            assert_eq!(train(), alone);
+            let [first, others @ ..] = judging.map(|thread| thread.join().unwrap());
+            assert!(others.iter().all(|found| *found == first));
+        });
+    }
+
+    #[test]
+    #[cfg(feature = "emulate")]
+    fn a_device_trains_and_judges_as_the_cpu() {
+        let (known, new) = (normal(90, 1), normal(20, 2));
+        let settings = ["hidden=[8]", "train.eps=1e-3", "train.steps=5"];
+        let train = || {
+            let novelty = Novelty::train("realnvp_table", &settings, &known)?;
+            novelty.judge(&new).map(|verdicts| (novelty.model().device(), verdicts))
+        };
+        let (device, there) = Device::Emulated.run(train).and_then(|found| found).unwrap();
+        let (_, here) = train().unwrap();
+        assert_eq!(device, Device::Emulated);
+        for (a, b) in there.iter().zip(&here) {
+            assert!((a.nats - b.nats).abs() < 1e-3 * b.nats.abs(), "{} and {}", a.nats, b.nats);
+        }
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! Everything goes through one function of a `dyn Fn`: instantiating rayon once per kernel is what made this
 //! crate slow to compile.
 
+use crate::ambient;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, TryLockError};
 
 /// Elements that one task should own at least: below it a thread costs more than it brings.
 pub const GRAIN: usize = 16 * 1024;
@@ -82,12 +83,13 @@ pub(crate) fn each(parallel: bool, n: usize, f: &(dyn Fn(usize) + Sync)) {
         helped: AtomicUsize::new(0),
     };
     let shares: Vec<Share> = (0..threads).map(share).collect();
-    (0..threads).into_par_iter().with_max_len(1).for_each(|t| {
+    let part = |t: usize| {
         // Who takes which part of the loop is chance; the share of a thread is not.
         let t = rayon::current_thread_index().filter(|_| threads == pool).unwrap_or(t);
         shares[t].work(f);
         (1..threads).for_each(|i| shares[(t + i) % threads].help(f));
-    });
+    };
+    ambient::aside(|| (0..threads).into_par_iter().with_max_len(1).for_each(part));
 }
 
 /// Calls `f(i)` for `i` in `0..n`, in parallel; `cost` is the rough number of elements touched per call.
@@ -205,15 +207,44 @@ fn rounds(n: usize, f: &(dyn Fn(usize) + Sync)) {
 /// Calls `f` on a thread of the process-wide pool, of `threads` threads (0: all cores) when this is the first parallel
 /// work. Whoever computes for long should do so there: from any other thread each parallel step first wakes a thread of
 /// the pool and waits for it, which cost a twentieth to a tenth of a training step.
+///
+/// One caller at a time has that; others compute from the threads that they are on. Otherwise a short `f` could end up
+/// waiting for a long one, which its thread took over while it waited for a loop.
 pub fn inside<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    static ONE: Mutex<()> = Mutex::new(());
     // An error says that the pool runs already.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build_global();
-    rayon::scope(|_| f())
+    match ONE.try_lock() {
+        Err(TryLockError::WouldBlock) => f(),
+        _alone => rayon::scope(|_| f()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a thread takes over while it waits does not see its settings, and they are there again afterwards.
+    #[test]
+    fn loops_run_under_the_usual_settings() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+        let off = |settings: &mut ambient::Ambient| settings.recording = false;
+        let run = || {
+            each(true, 8, &|_| assert!(ambient::now().recording));
+            assert!(!ambient::now().recording);
+        };
+        pool.install(|| ambient::with(off, run));
+        assert!(ambient::now().recording);
+    }
+
+    #[test]
+    fn whoever_comes_second_stays_on_its_thread() {
+        let pooled = || rayon::current_thread_index().is_some();
+        let second = || std::thread::scope(|s| s.spawn(|| inside(0, pooled)).join().expect("no panic"));
+        // Another test may be the first one.
+        let (first, second) = inside(0, || (pooled(), second()));
+        assert!(!(first && second));
+    }
 
     /// Every task once, its result in its place, with its share of the threads.
     #[test]

@@ -24,7 +24,7 @@ mod graph;
 mod handle;
 mod launch;
 mod pool;
-mod replay;
+pub(crate) mod replay;
 #[cfg(feature = "cuda")]
 mod staging;
 mod wide;
@@ -35,9 +35,9 @@ pub(crate) use replay::parameter_moved;
 pub use replay::{Replay, Work, kernels_of, replays, without_replay};
 pub(crate) use wide::{GATHER_128X128, TILE_64X64, TILE_128X128, TILE_128X256, Wide};
 
+use crate::ambient;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DType, Shape, Tensor};
-use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::Mutex;
 
@@ -101,7 +101,8 @@ impl Device {
     /// # Errors
     /// [`ErrorKind::Device`] when the device cannot be opened, runs out of memory or fails.
     pub fn run<R>(self, f: impl FnOnce() -> R) -> Result<R> {
-        let _restore = Restore(CURRENT.replace(Gpu::open(self)?));
+        let there = Gpu::open(self)?;
+        let f = || ambient::with(|settings| settings.device = there, f);
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
             Ok(value) => Ok(value),
             Err(cause) => match cause.downcast::<Fault>() {
@@ -114,8 +115,7 @@ impl Device {
 
 /// Runs `f` with new tensors made in the host's memory.
 pub(crate) fn on_host<R>(f: impl FnOnce() -> R) -> R {
-    let _restore = Restore(CURRENT.replace(None));
-    f()
+    ambient::with(|settings| settings.device = None, f)
 }
 
 /// The device that this thread makes new tensors on.
@@ -125,18 +125,6 @@ pub(crate) fn current() -> Device {
 
 /// What messages about memory say.
 pub(crate) const OUT_OF_MEMORY: &str = "out of memory";
-
-thread_local! {
-    static CURRENT: Cell<Option<Gpu>> = const { Cell::new(None) };
-}
-
-struct Restore(Option<Gpu>);
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        CURRENT.set(self.0);
-    }
-}
 
 /// An error on its way out of an op.
 struct Fault(Error);
@@ -303,7 +291,7 @@ impl Gpu {
 
     /// The device that new tensors of this thread are made on.
     pub(crate) fn current() -> Option<Gpu> {
-        CURRENT.get()
+        ambient::now().device
     }
 
     pub(crate) fn device(self) -> Device {

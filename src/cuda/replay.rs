@@ -9,6 +9,7 @@
 
 use super::handle::Watched;
 use super::{Arg, Backend, Fault, Gpu, Graph, Grid, Held, Kernel, Memory, pool::Pool};
+use crate::ambient;
 use crate::random::Philox;
 use crate::tensor::{DType, Tensor};
 use std::cell::{Cell, RefCell};
@@ -80,13 +81,13 @@ impl Replay {
         if let State::Ready(recorded) = &self.state {
             if recorded.generation != GENERATION.get() || !recorded.changes_nothing_shared() {
                 self.state = State::New;
-            } else if recorded.fits(inputs, rng) && !OFF.get() {
+            } else if recorded.fits(inputs, rng) && !ambient::now().eager {
                 return recorded.replay(inputs, rng);
             }
         }
         let there = |t: &&Tensor| if t.gpu().is_some() { t.detach() } else { t.moved(Some(gpu)) };
         let inputs: Vec<Tensor> = inputs.iter().map(there).collect();
-        if active() || OFF.get() || matches!(self.state, State::Never | State::Ready(_)) {
+        if active() || ambient::now().eager || matches!(self.state, State::Never | State::Ready(_)) {
             return work(&inputs, rng);
         }
         let like = like(&inputs);
@@ -244,7 +245,6 @@ thread_local! {
     static GENERATION: Cell<u64> = const { Cell::new(0) };
     static NAMES: RefCell<Option<Vec<&'static str>>> = const { RefCell::new(None) };
     static COUNT: Cell<u64> = const { Cell::new(0) };
-    static OFF: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Replays of this thread so far.
@@ -254,19 +254,27 @@ pub fn replays() -> u64 {
 
 /// Runs `f` without recording or replaying anything: to find out whether a replay is to blame, and to compare.
 pub fn without_replay<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            OFF.set(self.0);
-        }
-    }
-    let _restore = Restore(OFF.replace(true));
-    f()
+    ambient::with(|settings| settings.eager = true, f)
 }
 
 /// A parameter lies elsewhere now.
 pub(crate) fn parameter_moved() {
     GENERATION.set(GENERATION.get() + 1);
+}
+
+/// Keeps what this thread records away from work of others that it does meanwhile.
+pub(crate) struct Aside(Session);
+
+impl Aside {
+    pub(crate) fn new() -> Self {
+        Self(SESSION.take())
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        SESSION.set(std::mem::take(&mut self.0));
+    }
 }
 
 fn active() -> bool {

@@ -181,7 +181,8 @@ pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Dataset> {
     };
     let Some(source) = found else {
         let known: Vec<&str> = SOURCES.iter().map(|s| s.name).collect();
-        return Err(format(path, format!("no known data format; expected one of {}", known.join(", "))));
+        let message = format!("no known data format; --format says which of {}", known.join(", "));
+        return Err(format(path, message));
     };
     if is_dir && source.name != folder::FOLDER.name {
         return Err(format(path, format_args!("a folder; expected a {} file", source.name)));

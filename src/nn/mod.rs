@@ -6,11 +6,11 @@ mod mlp;
 pub(crate) use columns::{restored, standardised};
 pub use mlp::{MaskedMlp, Mlp};
 
+use crate::ambient;
 use crate::cuda::{Device, Gpu, Held, parameter_moved};
 use crate::error::Result;
 use crate::random::Philox;
 use crate::tensor::{DType, Shape, Tensor};
-use std::cell::Cell;
 use std::sync::{Arc, RwLock};
 
 /// A tensor that belongs to a model: a trainable parameter, shared with its optimiser, or a buffer (statistics of the
@@ -169,11 +169,6 @@ pub enum Initial {
     Orthogonal,
 }
 
-thread_local! {
-    /// How many more scalar parameters may be created, when that is limited.
-    static ROOM: Cell<Option<usize>> = const { Cell::new(None) };
-}
-
 /// Unwinds out of a construction that has run out of room.
 struct NoRoom;
 
@@ -181,10 +176,8 @@ struct NoRoom;
 ///
 /// A file's configuration can ask for any size; this bounds the memory by what the file holds.
 pub(crate) fn within<R>(scalars: usize, build: impl FnOnce() -> R) -> Option<R> {
-    let before = ROOM.replace(Some(scalars));
-    let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(build));
-    ROOM.set(before);
-    match built {
+    let build = || ambient::with(|settings| settings.room = Some(scalars), build);
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(build)) {
         Ok(built) => Some(built),
         Err(cause) if cause.is::<NoRoom>() => None,
         Err(cause) => std::panic::resume_unwind(cause),
@@ -245,10 +238,10 @@ impl<'a> Init<'a> {
     ) -> Param {
         let full = format!("{}{name}", self.prefix);
         assert!(self.store.get(&full).is_none(), "a parameter is called {full} already");
-        if let Some(room) = ROOM.get() {
+        if let Some(room) = ambient::now().room {
             let len = shape.as_slice().iter().try_fold(1, |n: usize, &d| n.checked_mul(d));
             match len.and_then(|len| room.checked_sub(len)) {
-                Some(left) => ROOM.set(Some(left)),
+                Some(left) => ambient::change(|settings| settings.room = Some(left)),
                 None => std::panic::resume_unwind(Box::new(NoRoom)),
             }
         }

@@ -10,15 +10,10 @@
 //! the tensor cores. Without it f32 products are those of f32.
 
 use super::cast::cast;
+use crate::ambient;
 use crate::cpu::gemm::{Act, has_bf16};
 use crate::cuda::{Kernel, Kernels};
 use crate::tensor::{DType, Tensor};
-use std::cell::Cell;
-
-thread_local! {
-    static NARROW: Cell<Option<DType>> = const { Cell::new(None) };
-    static TF32: Cell<bool> = const { Cell::new(false) };
-}
 
 /// Runs `f`, forward and backward passes alike, with products in `dtype`; `None` leaves everything as it is.
 ///
@@ -28,48 +23,34 @@ thread_local! {
 pub fn mixed<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     let half = dtype.is_none_or(|d| matches!(d, DType::BF16 | DType::F16));
     assert!(half, "mixed: products in {dtype:?}; expected BF16 or F16");
-    struct Restore(Option<DType>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            NARROW.set(self.0);
-        }
-    }
-    let _restore = Restore(NARROW.replace(dtype));
-    f()
+    ambient::with(|settings| settings.narrow = dtype, f)
 }
 
 /// What products are narrowed to on this thread, for work that goes on in others: a scope is its thread's own.
 pub(crate) fn present() -> Option<DType> {
-    NARROW.get()
+    ambient::now().narrow
 }
 
 /// Runs `f`, forward and backward passes alike, with the f32 products of devices rounded to TF32; the CPU's are not.
 pub fn tf32<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            TF32.set(self.0);
-        }
-    }
-    let _restore = Restore(TF32.replace(true));
-    f()
+    ambient::with(|settings| settings.tf32 = true, f)
 }
 
 /// The kernel of a product of `dtype`.
 #[track_caller]
 pub(super) fn kernel(kernels: &Kernels, dtype: DType) -> Kernel {
-    kernels.rounding(dtype, TF32.get())
+    kernels.rounding(dtype, ambient::now().tf32)
 }
 
 /// Whether the CPU's products are to round their operands to bf16 as they pack them.
 pub(super) fn while_packing() -> bool {
-    NARROW.get() == Some(DType::BF16) && has_bf16()
+    ambient::now().narrow == Some(DType::BF16) && has_bf16()
 }
 
 /// `op` with narrowed operands, which it makes with the function that it is given, when it is to be calculated so and
 /// the product does not narrow them itself.
 pub(super) fn narrowed(x: &Tensor, op: impl FnOnce(&dyn Fn(&Tensor) -> Tensor) -> Tensor) -> Option<Tensor> {
-    let half = NARROW.get().filter(|_| x.dtype() == DType::F32)?;
+    let half = ambient::now().narrow.filter(|_| x.dtype() == DType::F32)?;
     if x.gpu().is_none() && while_packing() {
         return None;
     }

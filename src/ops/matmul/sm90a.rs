@@ -6,36 +6,26 @@
 //! kernel that hangs traps after some seconds, which is a fault of the device like any other.
 
 use super::{Product, launch_plain, matmul};
+use crate::ambient;
 use crate::autograd;
 use crate::cuda::{Device, Gpu, Grid, Kernel, Optional, Struct, on_host};
 use crate::random::Philox;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::testing::max_error;
-use std::cell::Cell;
 use std::sync::{Mutex, OnceLock};
-
-thread_local! {
-    static ASKED: Cell<bool> = const { Cell::new(false) };
-}
 
 /// Devices that were checked, and whether they agreed.
 static CHECKED: Mutex<Vec<(Device, bool)>> = Mutex::new(Vec::new());
 
 /// Runs `f` with half-width products by wgmma, where the device has it and agrees with itself.
 pub fn with_wgmma<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            ASKED.set(self.0);
-        }
-    }
-    let _restore = Restore(ASKED.replace(true));
-    f()
+    ambient::with(|settings| settings.wgmma = true, f)
 }
 
 fn asked() -> bool {
     static VARIABLE: OnceLock<bool> = OnceLock::new();
-    ASKED.get() || *VARIABLE.get_or_init(|| std::env::var_os("SURPRISAL_WGMMA").is_some_and(|v| v != "0"))
+    ambient::now().wgmma
+        || *VARIABLE.get_or_init(|| std::env::var_os("SURPRISAL_WGMMA").is_some_and(|v| v != "0"))
 }
 
 /// The product, if it was asked for and can be had.
