@@ -1,9 +1,10 @@
 //! The CUDA driver, found at run time: the one file that knows cudarc.
 //!
-//! One stream per device. Launches are queued without waiting; a fault inside a kernel shows at the next copy to the
-//! host, which then names what was queued since the last one. `SURPRISAL_CUDA_SYNC=1` waits after every launch, so
-//! that the message names the kernel itself.
+//! One stream per device, which any thread may use; while one records, the others wait. Launches are queued without
+//! waiting; a fault inside a kernel shows at the next copy to the host, which then names what was queued since the last
+//! one. `SURPRISAL_CUDA_SYNC=1` waits after every launch, so that the message names the kernel itself.
 
+use super::gate::{Gate, Pass};
 use super::graph::Executable;
 use super::pool::Pool;
 use super::staging::Staging;
@@ -45,6 +46,7 @@ struct Driver {
     functions: Mutex<HashMap<Kernel, sys::CUfunction>>,
     modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
     recent: Recent,
+    gate: Arc<Gate>,
     synchronous: bool,
     multiprocessors: usize,
     /// The first number of the compute capability.
@@ -103,6 +105,7 @@ pub(super) fn open(index: usize) -> Result<Box<dyn Backend>, String> {
         functions: Mutex::default(),
         modules: Mutex::default(),
         recent: Recent::default(),
+        gate: Arc::default(),
         synchronous: std::env::var_os("SURPRISAL_CUDA_SYNC").is_some_and(|v| v != "0"),
         multiprocessors: multiprocessors as usize,
         generation,
@@ -128,9 +131,24 @@ impl Recent {
 }
 
 impl Driver {
-    fn enter(&self) -> Result<(), String> {
+    /// Begins to record, behind the closed gate.
+    fn begin_alone(&self) -> Result<(), String> {
+        let _pass = self.enter()?;
+        self.wait()?;
+        // Relaxed: memory is asked for while recording.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as the process.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(told)?;
+        self.recording.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes this thread one that asks; it waits while another one records.
+    fn enter(&self) -> Result<Pass<'_>, String> {
+        let pass = self.gate.pass();
         // SAFETY: the context lives as long as the process.
-        unsafe { result::ctx::set_current(self.context) }.map_err(told)
+        unsafe { result::ctx::set_current(self.context) }.map_err(told)?;
+        Ok(pass)
     }
 
     /// Waits for everything queued.
@@ -179,7 +197,7 @@ impl Driver {
 
 impl Backend for Driver {
     fn alloc(&self, bytes: usize) -> Result<u64, String> {
-        self.enter()?;
+        let _pass = self.enter()?;
         if let Some(address) = locked(&self.pool).take(bytes) {
             return Ok(address);
         }
@@ -202,7 +220,7 @@ impl Backend for Driver {
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<(), String> {
-        self.enter()?;
+        let _pass = self.enter()?;
         if !self.recording.load(Ordering::Relaxed) {
             return locked(&self.staging).upload(to, from, self.stream).map_err(told);
         }
@@ -215,7 +233,7 @@ impl Backend for Driver {
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<(), String> {
-        self.enter()?;
+        let _pass = self.enter()?;
         if to.is_empty() {
             return self.wait();
         }
@@ -226,7 +244,7 @@ impl Backend for Driver {
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), String> {
-        self.enter()?;
+        let _pass = self.enter()?;
         // SAFETY: both hold at least `bytes` bytes; the stream orders the copy before any reuse.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(told)
     }
@@ -246,7 +264,7 @@ impl Backend for Driver {
 
 impl Queue for Driver {
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[&dyn Arg]) -> Result<(), String> {
-        self.enter()?;
+        let _pass = self.enter()?;
         let function = self.function(kernel)?;
         if grid.shared > 48 * 1024 {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -282,7 +300,7 @@ impl Queue for Driver {
         if self.generation != 9 {
             return Err(format!("it needs compute capability 9.0, this is {}.x", self.generation));
         }
-        self.enter()?;
+        let _pass = self.enter()?;
         let kind = match dtype {
             DType::BF16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -313,24 +331,23 @@ impl Queue for Driver {
     }
 
     fn begin(&self) -> Result<(), String> {
-        self.enter()?;
-        self.wait()?;
-        // Relaxed: memory is asked for while recording.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream lives as long as the process.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(told)?;
-        self.recording.store(true, Ordering::Relaxed);
-        Ok(())
+        self.gate.close();
+        let begun = self.begin_alone();
+        if begun.is_err() {
+            self.gate.open();
+        }
+        begun
     }
 
     fn end(&self) -> Result<Box<dyn Graph>, String> {
         self.recording.store(false, Ordering::Relaxed);
-        self.enter()?;
-        let recorded = Executable::end(self.context, self.stream, &self.recent).map_err(told)?;
-        Ok(Box::new(recorded))
+        let recorded = self.enter().and_then(|_pass| {
+            Executable::end(self.context, self.stream, &self.recent, &self.gate).map_err(told)
+        });
+        self.gate.open();
+        Ok(Box::new(recorded?))
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

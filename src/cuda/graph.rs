@@ -2,8 +2,10 @@
 
 use super::Graph;
 use super::driver::{Recent, told};
+use super::gate::Gate;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
+use std::sync::Arc;
 
 /// A CUDA graph that can be launched.
 pub(super) struct Executable {
@@ -13,6 +15,7 @@ pub(super) struct Executable {
     /// The last kernels in it, and where messages about faults look for them.
     kernels: Vec<&'static str>,
     recent: Recent,
+    gate: Arc<Gate>,
 }
 
 // SAFETY: handles that the driver lets any thread use; each call makes the context current first.
@@ -26,6 +29,7 @@ impl Executable {
         context: sys::CUcontext,
         stream: sys::CUstream,
         recent: &Recent,
+        gate: &Arc<Gate>,
     ) -> Result<Self, DriverError> {
         // SAFETY: a capture is under way on this stream; the graph is instantiated once and destroyed here.
         let graph = unsafe {
@@ -34,12 +38,20 @@ impl Executable {
             let _ = sys::cuGraphDestroy(graph);
             executable?
         };
-        Ok(Self { graph, context, stream, kernels: recent.take(), recent: recent.clone() })
+        Ok(Self {
+            graph,
+            context,
+            stream,
+            kernels: recent.take(),
+            recent: recent.clone(),
+            gate: gate.clone(),
+        })
     }
 }
 
 impl Graph for Executable {
     fn launch(&self) -> Result<(), String> {
+        let _pass = self.gate.pass();
         // SAFETY: context, stream and graph live; the memory that the graph uses belongs to its recording.
         unsafe {
             result::ctx::set_current(self.context).map_err(told)?;

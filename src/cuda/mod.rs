@@ -19,6 +19,7 @@ mod driver;
 #[cfg(feature = "emulate")]
 pub mod emulator;
 mod found;
+mod gate;
 #[cfg(feature = "cuda")]
 mod graph;
 mod handle;
