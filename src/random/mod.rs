@@ -95,7 +95,7 @@ const UNIT: f64 = 1.0 / 4_294_967_296.0;
 /// When `p` is not in [0, 1].
 #[track_caller]
 pub(crate) fn chance(p: f64) -> u64 {
-    assert!((0.0..=1.0).contains(&p), "bernoulli: p must be in [0, 1], got {p}");
+    assert!((0.0..=1.0).contains(&p), "a probability of {p}; expected one in [0, 1]");
     (p / UNIT).round() as u64
 }
 
