@@ -248,23 +248,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "emulate")]
-    fn a_device_trains_and_judges_as_the_cpu() {
-        let (known, new) = (normal(90, 1), normal(20, 2));
-        let settings = ["hidden=[8]", "train.eps=1e-3", "train.steps=5"];
-        let train = || {
-            let novelty = Novelty::train("realnvp_table", &settings, &known)?;
-            novelty.judge(&new).map(|verdicts| (novelty.model().device(), verdicts))
-        };
-        let (device, there) = Device::Emulated.run(train).and_then(|found| found).unwrap();
-        let (_, here) = train().unwrap();
-        assert_eq!(device, Device::Emulated);
-        for (a, b) in there.iter().zip(&here) {
-            assert!((a.nats - b.nats).abs() < 1e-3 * b.nats.abs(), "{} and {}", a.nats, b.nats);
-        }
-    }
-
-    #[test]
     fn refusals_say_what_was_expected() {
         let says = |found: Result<Novelty>, words: &[&str]| {
             let message = found.err().expect("a refusal").to_string();

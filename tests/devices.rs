@@ -8,7 +8,6 @@ use std::path::Path;
 use std::process::Command;
 use surprisal::cuda::{Replay, replays, without_replay};
 use surprisal::data::{Dataset, Prepare, Transform};
-use surprisal::detectors::{self, Pipeline};
 use surprisal::models::{Batch, MODELS, Model, ModelInfo, SampleOptions, config, file};
 use surprisal::ops::langevin::{Langevin, langevin};
 use surprisal::random::Philox;
@@ -209,32 +208,6 @@ fn data_is_prepared_on_the_device_as_on_the_cpu() {
         assert!(error <= 1e-5, "{prepare:?}: log-determinants are off by {error:e}");
         let back = device.run(|| prepare.inverse(&got)).expect("runs");
         assert!(max_error(&[back.on_host()], &[prepare.inverse(&y)]) <= 1e-6, "{prepare:?}: inverse");
-    }
-}
-
-/// Detectors whose distances a device makes, a likelihood model, and one that stays on the CPU wherever it is run.
-#[test]
-fn detectors_judge_on_the_device_as_on_the_cpu() {
-    let Some(there) = device() else { return };
-    let mut rng = Philox::new(4);
-    let mut rows = |n: usize| Dataset::new("rows", rng.normal([n, 5], DType::F32));
-    let (reference, new) = (rows(150), rows(40));
-    let set = ["hidden=[8]", "train.eps=1e-3", "train.steps=5"].map(String::from);
-    let model = detectors::model("realnvp_table", &set).expect("a preset");
-    let named = |name| (detectors::find(name).expect("a detector"), serde_json::Value::Null);
-    let classical = ["knn", "knn_indegree", "lof", "kde", "pca"].map(named);
-    for (info, settings) in classical.into_iter().chain([model]) {
-        let judge = || {
-            let pipeline = Pipeline::calibrated(info, &settings, &reference, 1)?;
-            Ok((pipeline.uses_devices(), pipeline.score(&new)?, pipeline.worst_columns(&new, 3)?))
-        };
-        let (uses, scores, worst) = there.run(judge).and_then(|found| found).expect(info.name);
-        let (_, expected, expected_worst) = judge().expect(info.name);
-        assert_eq!(uses, info.name != "pca");
-        let tolerance = if ["kde", "model"].contains(&info.name) { 1e-3 } else { 0.0 };
-        for (a, b) in scores.iter().chain(&worst).zip(expected.iter().chain(&expected_worst)) {
-            assert!(close(*a, *b, tolerance), "{}: {a} and {b}", info.name);
-        }
     }
 }
 

@@ -12,7 +12,7 @@ shared=${SHARED:-../shared}
 rm -rf "$out"
 mkdir -p "$out/bin"
 build() { cargo "$@" --features "${FEATURES:-cuda}" --message-format=json-render-diagnostics; }
-{ build build --release; build test --release --no-run --test kernels --test devices; build bench --no-run --bench kernels; } | python3 -c '
+{ build build --release; build test --release --no-run --test kernels --test devices --test device_judges; build bench --no-run --bench kernels; } | python3 -c '
 import json, os, shutil, sys
 out, seen, rows = sys.argv[1], set(), []
 for line in sys.stdin:

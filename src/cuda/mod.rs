@@ -19,6 +19,7 @@ mod driver;
 #[cfg(feature = "emulate")]
 pub mod emulator;
 mod found;
+#[cfg(any(test, feature = "cuda"))]
 mod gate;
 #[cfg(feature = "cuda")]
 mod graph;

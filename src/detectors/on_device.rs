@@ -73,35 +73,3 @@ impl Index {
         (norms, Tensor::from_slice(&values, [rows.len(), d]))
     }
 }
-
-#[cfg(all(test, feature = "emulate"))]
-mod tests {
-    use super::*;
-    use crate::cuda::Device;
-    use crate::random::Philox;
-    use crate::tensor::DType;
-
-    /// The same neighbours to the bit as the CPU's search, with duplicates, far rows, and rows far from the origin whose
-    /// proposals f32 cannot tell apart.
-    #[test]
-    fn a_device_finds_the_same_neighbours() {
-        for (n, m, d, offset) in [(1100, 70, 3, 0.0), (90, 33, 12, 0.0), (200, 40, 2, 3e4)] {
-            let draws = Philox::new(n as u64).normal([(n + m) * d], DType::F64);
-            let value = |i: usize| {
-                let row = i / d - usize::from(i / d % 10 == 3);
-                let far = if row % 10 == 7 { 1e5 } else { offset * (row % 2) as f64 };
-                far + draws.as_slice::<f64>()[row * d + i % d]
-            };
-            let points = Table::new(d, (0..n * d).map(value).collect()).expect("numbers");
-            let queries = Table::new(d, (n * d..(n + m) * d).map(value).collect()).expect("numbers");
-            let index = Index::new(points);
-            for k in [1, 5, 40, 250] {
-                let there = Device::Emulated.run(|| [index.nearest(&queries, k), index.nearest_others(k)]);
-                let [found, others] = there.expect("the emulator");
-                assert_eq!(found.distance, index.nearest(&queries, k).distance, "{n} x {d}, k {k}");
-                assert_eq!(others.distance, index.nearest_others(k).distance, "{n} x {d}, k {k}, others");
-                assert!((0..n).all(|i| !others.indices(i).contains(&(i as u32))));
-            }
-        }
-    }
-}
