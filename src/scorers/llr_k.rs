@@ -4,9 +4,9 @@
 //! score(x) = L(x) − L^{>k}(x)        nats per example
 //! ```
 //! L^{>k} is the bound with the lowest k latent layers drawn from their conditional prior, so that only the upper,
-//! semantic layers know x. Where low-level detail alone carries the likelihood, the difference is large. Havtorn et al.
-//! 2021, "Hierarchical VAEs know what they don't know", arXiv:2102.08248. The model computes both bounds
-//! ([`crate::models::Statistics`]).
+//! semantic layers know x; k is the number of layers that keep the image's grid, one where there are none. Where low-level
+//! detail alone carries the likelihood, the difference is large. Havtorn et al. 2021, "Hierarchical VAEs know what they
+//! don't know", arXiv:2102.08248. The model computes both bounds ([`crate::models::Statistics`]).
 
 use super::{ANY_KIND, Need, Plain, ScorerInfo};
 use crate::models::Statistic;

@@ -88,16 +88,20 @@ fn free_bits_hold_the_objective_up() {
 fn a_prior_in_place_of_the_posterior_costs_what_the_layer_knew() {
     let model = hvae(&[]);
     let x = all_bits();
-    let llr = model.llr(&x, 400, &mut Philox::new(3));
-    assert_eq!(llr.shape(), [64, 2]);
-    // A fresh model's layers know little, and what they know is worth less than their KL.
-    let size = llr.abs().mean_all().item();
-    assert!(size < 0.3, "a mean of {size} nats");
+    for k in [1, 2] {
+        let llr = model.llr(&x, k, 400, &mut Philox::new(3));
+        // A fresh model's layers know little, and what they know is worth less than their KL.
+        let size = llr.abs().mean_all().item();
+        assert!(llr.shape() == [64] && size < 0.3, "k = {k}: a mean of {size} nats");
+    }
     let found = Statistic::LlrK.of(&model, &Batch::new(x), &mut Philox::new(4)).expect("offered");
-    assert_eq!(found.shape(), [64, 2]);
+    assert_eq!(found.shape(), [64, 1]);
     assert!(!Statistic::Regret.offered_by(&model));
-    let maps = with_maps(&[]).llr(&pixels(), 2, &mut Philox::new(3));
-    assert!(maps.shape() == [256, 3] && maps.to_f64_vec().iter().all(|r| r.is_finite()));
+    let (model, x) = (with_maps(&[]), pixels());
+    assert!(model.llr(&x, 3, 2, &mut Philox::new(3)).to_f64_vec().iter().all(|r| r.is_finite()));
+    // Of the four layers two keep the grid: those are what the scorer leaves out.
+    let found = Statistic::LlrK.of(&model, &Batch::new(x.clone()), &mut Philox::new(4)).expect("offered");
+    assert_eq!(found.to_f64_vec(), model.llr(&x, 2, 16, &mut Philox::new(4)).to_f64_vec());
 }
 
 #[test]

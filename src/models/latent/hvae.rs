@@ -237,17 +237,17 @@ impl Hvae {
         Ok(Self { config, dtype, store, observer, encoder, rungs, decoder })
     }
 
-    /// LLR^{>k} (B, L − 1) of the examples x (B, ...), column k − 1 for k = 1 .. L − 1: the evidence lower bound with
-    /// all layers inferred, minus the bound with the lowest k drawn from their prior given the ones above. In nats, both
-    /// means over `samples` draws. (Of the importance-weighted bound, many draws from the prior would find one that
+    /// LLR^{>k} (B) of the examples x (B, ...), 1 ≤ k < L: the evidence lower bound with all layers inferred, minus the
+    /// bound with the lowest k drawn from their prior given the ones above. In nats, both means over `samples` draws. (Of the importance-weighted bound, many draws from the prior would find one that
     /// explains what the upper layers do not know.) What only low layers explain (edges, textures, any image's) counts
     /// high; where the high layers suffice it is small. Memory does not depend on the number of samples.
     ///
     /// # Panics
-    /// When x is of another shape or `samples` is 0.
+    /// When x is of another shape, k is no such number, or `samples` is 0.
     #[track_caller]
-    pub fn llr(&self, x: &Tensor, samples: usize, rng: &mut Philox) -> Tensor {
+    pub fn llr(&self, x: &Tensor, k: usize, samples: usize, rng: &mut Philox) -> Tensor {
         assert!(samples > 0, "hvae: llr with 0 samples");
+        assert!((1..self.rungs.len()).contains(&k), "hvae: llr with k = {k} of {} layers", self.rungs.len());
         autograd::no_grad(|| {
             let of = self.observer.observe(x, rng);
             let features = self.ascend(&of);
@@ -259,12 +259,15 @@ impl Hvae {
                 });
                 sum
             };
-            let whole = bound(0);
-            let parts: Vec<Vec<f64>> = (1..self.rungs.len()).map(&mut bound).collect();
-            Tensor::from_fn([whole.len(), parts.len()], |i| {
-                whole[i / parts.len()] - parts[i % parts.len()][i / parts.len()]
-            })
+            let (whole, without) = (bound(0), bound(k));
+            Tensor::from_fn([whole.len()], |i| whole[i] - without[i])
         })
+    }
+
+    /// The k of [`Statistic::LlrK`]: the layers that keep the image's grid, which can draw any image; one where there are
+    /// none.
+    fn lowest(&self) -> usize {
+        self.config.maps.len().clamp(1, self.rungs.len() - 1)
     }
 
     /// d_l (B, ...), lowest first.
@@ -464,7 +467,7 @@ impl Statistics for Hvae {
     fn compute(&self, which: Statistic, batch: &Batch, rng: &mut Philox) -> Tensor {
         assert!(self.offered().contains(&which), "hvae: a statistic that it does not offer");
         if which == Statistic::LlrK {
-            return self.llr(&batch.x, self.config.importance, rng);
+            return table(&[self.llr(&batch.x, self.lowest(), self.config.importance, rng)]);
         }
         autograd::no_grad(|| {
             let of = self.observer.observe(&batch.x, rng);
