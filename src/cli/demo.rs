@@ -4,7 +4,7 @@ use super::compare::{Comparing, publish};
 use super::evidence::{calibrations, know};
 use super::output::thousands;
 use super::progress::say;
-use super::train::{BACKGROUND_MUTATION, Start, Validation, split, train};
+use super::train::{Start, Validation, make_background, split, train};
 use super::{Common, inputs};
 use crate::data::{self, Dataset};
 use crate::error::Result;
@@ -45,8 +45,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let images = data::demo(args.data.as_deref())?;
     inputs::writable(&args.out)?;
     let mut background = recipe.clone();
-    background.train.mutation = BACKGROUND_MUTATION;
     let (rows, aside) = split(&recipe, images.train.clone(), None)?;
+    make_background(&mut background.train, &args.set, &rows);
+    let (_, _, steps) = background.train.plan(rows.len());
+    let about_background =
+        format!("{steps} steps on inputs with {} of the bytes replaced", background.train.mutation);
     let validation = aside.as_ref().map(Validation::new);
     validation.as_ref().map_or(Ok(()), Validation::compress)?;
     let fit = |recipe, part: &str| {
@@ -77,7 +80,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         ("epochs", train.epochs.to_string()),
         ("batch", train.batch.to_string()),
         ("optimiser", format!("Adam, learning rate {}", train.lr)),
-        ("background model", format!("the same on inputs with {BACKGROUND_MUTATION} of the bytes replaced")),
+        ("background model", about_background),
         ("seed", train.seed.to_string()),
         ("threads", rayon::current_num_threads().to_string()),
         ("training time", format!("{seconds:.0} s")),

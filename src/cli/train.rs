@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 /// Mutation rate of background models unless `train.mutation` is set: the upper end of the rates that Ren et al. 2019
 /// tried.
 pub const BACKGROUND_MUTATION: f64 = 0.3;
+/// Background models of images take this part of the steps, unless `train.steps` or `train.epochs` is set for them: what
+/// they should know (levels, smoothness) is learned first, and what they learn after that is missing in the ratio. That
+/// does not hold for sequences, whose composition takes longer (benches/results/scorers.md).
+pub const BACKGROUND_PART: u64 = 10;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -46,7 +50,8 @@ pub struct Args {
     /// Continue the run in this folder, bit for bit
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
-    /// Train a background model for likelihood ratios: on inputs that are partly replaced at random
+    /// Train a background model for likelihood ratios: on inputs that are partly replaced at random, of images for a
+    /// tenth of the steps unless --set says how many
     #[arg(long)]
     background: bool,
     /// Train M models from different seeds on the same rows, for the scorers ensemble, waic and ess; on the CPU side by
@@ -62,6 +67,22 @@ pub struct Args {
 /// The part of the steps of a run that each further snapshot takes.
 const SNAPSHOT: u64 = 5;
 
+/// Changes what trains a model on `data` into what trains its background model; `set` are the assignments that the user
+/// made.
+pub fn make_background(options: &mut FitOptions, set: &[String], data: &Dataset) {
+    if options.mutation == 0.0 {
+        options.mutation = BACKGROUND_MUTATION;
+    }
+    let chosen = |key: &&str| set.iter().any(|s| s.split('=').next().is_some_and(|k| k.trim() == *key));
+    let images = data.example_shape().len() == 3;
+    if images && !["train.steps", "train.epochs"].iter().any(chosen) {
+        let (_, _, steps) = options.plan(data.len());
+        let steps = (steps / BACKGROUND_PART).max(1);
+        options.steps = Some(steps);
+        options.schedule.warmup = options.schedule.warmup.min(steps / 4);
+    }
+}
+
 /// Trains, calibrates, writes.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut recipe = recipe(args)?;
@@ -71,9 +92,6 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     recipe.set(&args.set)?;
     if let Some(amp) = args.amp {
         recipe.train.amp = amp;
-    }
-    if args.background && recipe.train.mutation == 0.0 {
-        recipe.train.mutation = BACKGROUND_MUTATION;
     }
     let data = args.reading.open(&args.data)?;
     let validation =
@@ -100,6 +118,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
     inputs::writable(&dir)?;
     let (data, validation) = split(&recipe, data, validation)?;
+    if args.background && args.resume.is_none() {
+        make_background(&mut recipe.train, &args.set, &data);
+    }
     let members = args.ensemble.map_or(1, usize::from);
     let validation = validation.as_ref().map(Validation::new);
     if let Some(validation) = validation.as_ref().filter(|_| members > 1) {
@@ -275,4 +296,26 @@ pub fn train(
     let meta = Meta { training: Some(training), calibration, ..meta };
     file::save(dir.join(checkpoint::MODEL), &file::tensors(&*model), &meta)?;
     Ok(Trained { model, meta, fit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{DType, Tensor};
+
+    #[test]
+    fn a_background_model_of_images_takes_a_tenth_of_the_steps_unless_told() {
+        let data = |shape: &[usize]| Dataset::new("zeros", Tensor::zeros(shape, DType::U8));
+        let (images, rows) = (data(&[3200, 1, 1, 1]), data(&[3200, 1]));
+        let made = |data, set: &[&str]| {
+            let mut options = FitOptions { epochs: 4, batch: 32, ..FitOptions::default() };
+            options.schedule.warmup = 100;
+            let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+            make_background(&mut options, &set, data);
+            (options.steps, options.schedule.warmup, options.mutation)
+        };
+        assert_eq!(made(&images, &[]), (Some(40), 10, BACKGROUND_MUTATION));
+        assert_eq!(made(&images, &["train.epochs=4"]), (None, 100, BACKGROUND_MUTATION));
+        assert_eq!(made(&rows, &[]), (None, 100, BACKGROUND_MUTATION));
+    }
 }

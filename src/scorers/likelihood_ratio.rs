@@ -3,11 +3,11 @@
 //! ```text
 //! score(x) = −(log p(x) − log p₀(x))        nats per example
 //! ```
-//! p₀ is a model of the same family, trained on mutated inputs and with weight decay, so that it learns the
-//! population-wide statistics (smoothness, empty borders, GC content) but not what is special to the reference; these
-//! cancel in the ratio. Ren et al. 2019, "Likelihood ratios for out-of-distribution detection", arXiv:1906.02845.
-//! Below 0 the model explains x better than the background does. Likelihoods with an unknown constant are refused,
-//! since they have no such zero.
+//! p₀ is a model of the same family, trained on mutated inputs and with weight decay (Ren et al. 2019, "Likelihood
+//! ratios for out-of-distribution detection", arXiv:1906.02845) or, as `train --background` does it for images, for few
+//! steps, so that it learns the population-wide statistics (smoothness, empty borders, GC content) but not what is
+//! special to the reference; these cancel in the ratio. Below 0 the model explains x better than the background does.
+//! Likelihoods with an unknown constant are refused, since they have no such zero.
 
 use super::{Evidence, NORMALISED, Need, Plain, ScorerInfo};
 use crate::error::Result;
