@@ -129,8 +129,8 @@ pub fn nearest(x: &Tensor, y: &Tensor, c: usize) -> [Tensor; 2] {
     [Tensor::from_slice(&best, [n, c]).cast(wide(x.dtype())), Tensor::from_slice(&names, [n, c])]
 }
 
-/// log Σ_j exp(−`scale` max(0, d_ij)) of every row of `x` (N); in f64 for f64, else in f32. −∞ where every term vanishes
-/// only if all distances are infinite.
+/// log Σ_j exp(−`scale` max(0, d_ij)) of every row of `x` (N); in f64 for f64, else in f32. The sum is kept relative to its
+/// largest term, so it does not vanish far from all rows.
 ///
 /// # Panics
 /// When shapes or dtypes do not fit.
