@@ -54,6 +54,7 @@ impl Drop for Restore {
 }
 
 /// The settings of this thread.
+#[inline]
 pub(crate) fn now() -> Ambient {
     NOW.get()
 }
@@ -66,6 +67,7 @@ pub(crate) fn change(change: impl FnOnce(&mut Ambient)) {
 }
 
 /// Runs `f` with settings that are changed so; afterwards, also when `f` unwinds, they are what they were.
+#[inline]
 pub(crate) fn with<R>(different: impl FnOnce(&mut Ambient), f: impl FnOnce() -> R) -> R {
     let _restore = Restore(now());
     change(different);
@@ -73,6 +75,7 @@ pub(crate) fn with<R>(different: impl FnOnce(&mut Ambient), f: impl FnOnce() -> 
 }
 
 /// Runs `f`, in which this thread may do the work of others, with the usual settings.
+#[inline]
 pub(crate) fn aside<R>(f: impl FnOnce() -> R) -> R {
     let _session = replay::Aside::new();
     with(|settings| *settings = USUAL, f)

@@ -240,7 +240,7 @@ enum Session {
 }
 
 thread_local! {
-    static SESSION: RefCell<Session> = RefCell::default();
+    static SESSION: RefCell<Session> = const { RefCell::new(Session::Idle) };
     /// Counts the parameters that moved to other memory, where recordings would not find them.
     static GENERATION: Cell<u64> = const { Cell::new(0) };
     static NAMES: RefCell<Option<Vec<&'static str>>> = const { RefCell::new(None) };
@@ -265,15 +265,22 @@ pub(crate) fn parameter_moved() {
 /// Keeps what this thread records away from work of others that it does meanwhile.
 pub(crate) struct Aside(Session);
 
+/// Whether there can be a recording: without devices, loops need not look.
+const RECORDS: bool = cfg!(any(feature = "cuda", feature = "emulate"));
+
 impl Aside {
+    #[inline]
     pub(crate) fn new() -> Self {
-        Self(SESSION.take())
+        Self(if RECORDS { SESSION.take() } else { Session::Idle })
     }
 }
 
 impl Drop for Aside {
+    #[inline]
     fn drop(&mut self) {
-        SESSION.set(std::mem::take(&mut self.0));
+        if RECORDS {
+            SESSION.set(std::mem::take(&mut self.0));
+        }
     }
 }
 
