@@ -29,7 +29,8 @@ pub struct Args {
     set: Vec<String>,
 }
 
-/// What is trained. Nothing here was chosen by looking at the digits.
+/// What is trained. Nothing here was chosen by looking at the digits, but for the length of the background model
+/// (`BACKGROUND_PART`).
 const PRESET: &str = "pixelcnn28";
 const SETTINGS: &[&str] = &["train.epochs=4", "train.batch=32"];
 
